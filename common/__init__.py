@@ -1,0 +1,1 @@
+"""The shared house: values, policy, protocol, ports, simulation, mesh, adapters, engine, runtime."""

@@ -1,0 +1,1 @@
+"""One module per outside library: NATS, Redis, UCX, sockets; and their in-memory twins."""

@@ -1,0 +1,1 @@
+"""The step engine: model loading, paged attention, the step, sampling. The only package that imports torch."""

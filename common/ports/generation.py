@@ -1,0 +1,81 @@
+"""What the gateway's HTTP side needs from the mesh: start a generation, read its tokens, cancel it. No text here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.values.ids import RequestId
+from common.values.model_card import ModelCard
+from common.values.sampling import SamplingParameters
+from common.values.tokens import Ending, PositionLogprobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """`choices` is n. `body` is the normalised request, kept in the request record. `deadline_s` bounds the whole."""
+
+    request_id: RequestId
+    model: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParameters
+    choices: int = 1
+    body: bytes = b""
+    salt: bytes = b""
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """One token of one choice, in order and gapless per choice: index 0, 1, 2, … `ending` comes with the last token, or
+    alone (`token` None) where a sequence ends without one. `prompt_logprobs` comes with index 0 of choice 0."""
+
+    choice: int
+    index: int
+    token: int | None = None
+    logprobs: PositionLogprobs | None = None
+    prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
+    ending: Ending | None = None
+
+
+class Generation(Protocol):
+    """A running request. Iterate until every choice has ended; then iteration stops by itself.
+
+    Tokens wait here, at most `max_tokens` a choice, for as long as the reader is slow; nobody else waits for it.
+    A failure of the whole request after its start raises RequestFailed from the iterator.
+    """
+
+    @property
+    def request_id(self) -> RequestId: ...
+
+    async def next_events(self) -> Sequence[TokenEvent]:
+        """At least one event, as many as are there; an empty sequence once every choice has ended. Cancellation-safe:
+        no event is lost when the awaiting task is cancelled or times out."""
+        ...
+
+    def cancel(self, choice: int | None = None) -> None:
+        """End a choice (a stop string was matched), or all. Idempotent; its events stop at once."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything and record the end; cancels what still runs. Idempotent. Call it in a `finally`."""
+        ...
+
+
+class MeshClient(Protocol):
+    """The gateway's way into the mesh."""
+
+    def cards(self) -> Sequence[ModelCard]:
+        """The models that live workers serve now."""
+        ...
+
+    def card(self, name: str) -> ModelCard:
+        """Raises ModelNotFound, naming the models there are."""
+        ...
+
+    def readiness(self) -> dict[str, str]:
+        """What keeps the mesh from taking requests, by part ("broker": "not connected"); empty when ready."""
+        ...
+
+    async def start(self, request: GenerationRequest) -> Generation:
+        """Returns once a worker has accepted. Raises RequestError or Unavailable."""
+        ...

@@ -1,0 +1,348 @@
+"""Every message of the mesh. msgpack on the wire, types checked strictly, unknown fields ignored, sizes bounded.
+
+Each message carries the wire version `v`; release N understands N-1 and N+1, so fields are only ever added, with defaults.
+Deadlines are remaining seconds: clocks are never compared between hosts. Prompt ids travel as little-endian int32 bytes.
+"""
+
+import array
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from common.values.errors import PeerError
+from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, ReservationId, WorkerId
+from common.values.kv_layout import Fingerprint
+from common.values.sampling import SamplingParameters
+from common.values.tokens import NewTokens
+from common.values.worker import WorkerSnapshot
+
+WIRE_VERSION = 1
+MAX_CHOICES = 128
+MAX_ENTRIES = 8192
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """The base of all: the version of the sender."""
+
+    v: int = WIRE_VERSION
+
+
+# ---------------------------------------------------------------------------------------- gateway → worker (inbox)
+
+
+class ChoiceState(msgspec.Struct, frozen=True, kw_only=True):
+    """An unfinished choice and the tokens it has so far."""
+
+    choice: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHOICES)]
+    tokens: list[int] = []
+
+
+class Dispatch(Wire, frozen=True, kw_only=True, tag="dispatch"):
+    """Place a request: prefill here, then hand over to `decode_worker`, or run it here where that is None.
+
+    `prompt` is None for a prompt that would pass the broker's message limit: the worker reads it in the request record.
+    `salt` separates the prefix caches of tenants. `remaining_s` bounds the whole request.
+    """
+
+    request_id: Name
+    attempt: Count
+    gateway: Name
+    incarnation: Name
+    model: ModelKey
+    prompt: bytes | None
+    choices: Annotated[list[ChoiceState], msgspec.Meta(min_length=1, max_length=MAX_CHOICES)]
+    sampling: SamplingParameters
+    decode_worker: str | None = None
+    salt: bytes = b""
+    remaining_s: float | None = None
+
+
+class Cancel(Wire, frozen=True, kw_only=True, tag="cancel"):
+    """End these choices (all where None) up to this attempt, wherever they are; refuse them if they come later."""
+
+    request_id: Name
+    attempt: Count
+    choices: list[int] | None = None
+
+
+InboxMessage = Dispatch | Cancel
+
+
+class DispatchReply(Wire, frozen=True, kw_only=True):
+    """`full`: no place in the queue, try another worker. `refused` carries an error for the client."""
+
+    request_id: Name
+    attempt: Count
+    verdict: Literal["accepted", "full", "stale", "refused"]
+    code: str = ""
+    message: str = ""
+
+
+# ---------------------------------------------------------------------------------------- worker → gateway
+
+
+class FrameEntry(msgspec.Struct, frozen=True, kw_only=True):
+    request_id: str
+    choice: int
+    attempt: int
+    new: NewTokens
+
+
+class TokenFrame(Wire, frozen=True, kw_only=True):
+    """All new tokens of one step for one gateway."""
+
+    worker: Name
+    incarnation: Name
+    entries: Annotated[list[FrameEntry], msgspec.Meta(max_length=MAX_ENTRIES)]
+
+
+class ReplayItem(msgspec.Struct, frozen=True, kw_only=True):
+    request_id: str
+    choice: int
+    attempt: int
+    next_index: Count
+
+
+class ReplayRequest(Wire, frozen=True, kw_only=True):
+    items: Annotated[list[ReplayItem], msgspec.Meta(max_length=MAX_ENTRIES)]
+
+
+SequenceState = Literal["queued", "running", "preempted", "moved", "ended", "unknown"]
+
+
+class ReplayEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """`new` holds the tokens from the asked index on. `moved_to` names the worker for state `moved`."""
+
+    request_id: str
+    choice: int
+    attempt: int
+    state: SequenceState
+    new: NewTokens | None = None
+    moved_to: str | None = None
+
+
+class ReplayReply(Wire, frozen=True, kw_only=True):
+    """`more` says that the answer was cut at the message limit: ask again for what is missing."""
+
+    worker: Name
+    incarnation: Name
+    entries: list[ReplayEntry]
+    more: bool = False
+
+
+class Snapshot(Wire, frozen=True, kw_only=True):
+    """`gone` is a worker's farewell: it serves no more."""
+
+    snapshot: WorkerSnapshot
+    gone: bool = False
+
+
+# ---------------------------------------------------------------------------------------- worker ↔ worker (control)
+
+
+class Hello(Wire, frozen=True, kw_only=True, tag="hello"):
+    """First message on a control connection, from both sides."""
+
+    worker: Name
+    incarnation: Name
+    model: ModelKey
+    fingerprint: Fingerprint
+    transport: bytes
+
+
+class Offer(Wire, frozen=True, kw_only=True, tag="offer"):
+    """P → D, when the first chunk is sealed. `number` makes answers to an older offer recognisable.
+
+    `prompt` and `choice` are the dispatch's, so that D can prefill what it cannot copy. `positions` is the number of
+    positions whose KV will be handed over.
+    """
+
+    request_id: Name
+    choice: int
+    attempt: Count
+    number: Count
+    gateway: Name
+    prompt: bytes
+    tokens: list[int]
+    sampling: SamplingParameters
+    positions: Count
+    salt: bytes = b""
+    remaining_s: float | None = None
+
+
+class Accept(Wire, frozen=True, kw_only=True, tag="accept"):
+    """D → P: room is reserved; send blocks from index `first_block` on (what lies before is known here)."""
+
+    request_id: Name
+    choice: int
+    attempt: Count
+    number: Count
+    first_block: Count
+    reservation: bytes
+
+
+class Busy(Wire, frozen=True, kw_only=True, tag="busy"):
+    """D → P: queued here; an accept follows when there is room."""
+
+    request_id: Name
+    choice: int
+    attempt: Count
+    number: Count
+
+
+class Refuse(Wire, frozen=True, kw_only=True, tag="refuse"):
+    """D → P. `stale`: a newer attempt or a cancel is known, drop the sequence. Others: decode it yourself."""
+
+    request_id: Name
+    choice: int
+    attempt: Count
+    number: Count
+    reason: Literal["stale", "full", "draining", "never_fits", "mismatch"]
+
+
+class ReadyBlock(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    index: int
+    block: int
+    generation: int
+    checksum: bytes
+
+
+class Ready(Wire, frozen=True, kw_only=True, tag="ready"):
+    """P → D after each chunk: these blocks are sealed and may be copied."""
+
+    request_id: Name
+    choice: int
+    attempt: Count
+    reservation: bytes
+    blocks: list[ReadyBlock]
+
+
+class Last(Wire, frozen=True, kw_only=True, tag="last"):
+    """P → D: the right to emit. `new` holds all tokens so far from index 0 on, with their log-probabilities."""
+
+    request_id: Name
+    choice: int
+    attempt: Count
+    reservation: bytes
+    new: NewTokens
+
+
+class Ack(Wire, frozen=True, kw_only=True, tag="ack"):
+    """D → P: all is here and verified; P's blocks become evictable cache."""
+
+    request_id: Name
+    choice: int
+    attempt: Count
+    reservation: bytes
+
+
+class Withdraw(Wire, frozen=True, kw_only=True, tag="withdraw"):
+    """P → D before LAST: the sequence has ended, was cancelled or stays here; release the reservation."""
+
+    request_id: Name
+    choice: int
+    attempt: Count
+    number: Count
+
+
+class ForwardedCancel(Wire, frozen=True, kw_only=True, tag="forwarded_cancel"):
+    """P → D after LAST: a cancel reached the sender."""
+
+    request_id: Name
+    choice: int
+    attempt: Count
+
+
+class HeldSequence(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """`number` is the offer's; `sending` says which side the lister is on."""
+
+    request_id: str
+    choice: int
+    attempt: int
+    number: int
+    sending: bool
+
+
+class Held(Wire, frozen=True, kw_only=True, tag="held"):
+    """Each second, both ways: all that the sender of this message holds with the peer, after having handled `seen`
+    messages of the peer on this connection. What the peer had sent before that and is not listed is dropped there."""
+
+    seen: Count
+    sequences: Annotated[list[HeldSequence], msgspec.Meta(max_length=MAX_ENTRIES)]
+
+
+ControlMessage = Hello | Offer | Accept | Busy | Refuse | Ready | Last | Ack | Withdraw | ForwardedCancel | Held
+HandoffMessage = Offer | Accept | Busy | Refuse | Ready | Last | Ack | Withdraw | ForwardedCancel
+
+# ---------------------------------------------------------------------------------------- codec
+
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder()
+_inbox = msgspec.msgpack.Decoder(InboxMessage)
+_control = msgspec.msgpack.Decoder(ControlMessage)
+_dispatch_reply = msgspec.msgpack.Decoder(DispatchReply)
+_token_frame = msgspec.msgpack.Decoder(TokenFrame)
+_replay_request = msgspec.msgpack.Decoder(ReplayRequest)
+_replay_reply = msgspec.msgpack.Decoder(ReplayReply)
+_snapshot = msgspec.msgpack.Decoder(Snapshot)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_inbox(payload: bytes) -> InboxMessage:
+    return _decode(_inbox, payload)
+
+
+def decode_control(payload: bytes) -> ControlMessage:
+    return _decode(_control, payload)
+
+
+def decode_dispatch_reply(payload: bytes) -> DispatchReply:
+    return _decode(_dispatch_reply, payload)
+
+
+def decode_token_frame(payload: bytes) -> TokenFrame:
+    return _decode(_token_frame, payload)
+
+
+def decode_replay_request(payload: bytes) -> ReplayRequest:
+    return _decode(_replay_request, payload)
+
+
+def decode_replay_reply(payload: bytes) -> ReplayReply:
+    return _decode(_replay_reply, payload)
+
+
+def decode_snapshot(payload: bytes) -> Snapshot:
+    return _decode(_snapshot, payload)
+
+
+def _decode(decoder: "msgspec.msgpack.Decoder[T]", payload: bytes) -> T:
+    try:
+        return decoder.decode(payload)
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError, TypeError) as error:
+        raise PeerError(f"malformed message: {error}") from error
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    packed = array.array("i", ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_ids(data: bytes) -> tuple[int, ...]:
+    if len(data) % 4:
+        raise PeerError(f"token ids come in 4 bytes each, got {len(data)} bytes")
+    ids = array.array("i")
+    ids.frombytes(data)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return tuple(ids)

@@ -1,0 +1,47 @@
+"""Every subject on the broker and every key in the store, with the message type that travels there.
+
+| subject | type | from → to |
+| --- | --- | --- |
+| `segue.v1.<mesh>.worker.<id>.inbox` | `InboxMessage` (answered `DispatchReply` for a dispatch) | gateway → worker |
+| `segue.v1.<mesh>.worker.<id>.replay` | `ReplayRequest` → `ReplayReply` | gateway → worker |
+| `segue.v1.<mesh>.gateway.<id>.tokens` | `TokenFrame` | worker → gateway |
+| `segue.v1.<mesh>.snapshot.<id>` | `WorkerSnapshot` (in a `Snapshot`) | worker → all |
+
+| key | what | lives |
+| --- | --- | --- |
+| `segue:v1:<mesh>:request:<id>` | the request record | while it runs, then 10 minutes |
+| `segue:v1:<mesh>:model:<name>:<revision>` | the model card | 60 s, renewed by its workers |
+"""
+
+from dataclasses import dataclass
+
+from common.values.ids import GatewayId, ModelKey, RequestId, WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """All names of one mesh. Ids never hold a dot, a star, a blank or a `>`."""
+
+    mesh: str
+
+    def worker_inbox(self, worker: WorkerId) -> str:
+        return f"segue.v1.{self.mesh}.worker.{worker}.inbox"
+
+    def worker_replay(self, worker: WorkerId) -> str:
+        return f"segue.v1.{self.mesh}.worker.{worker}.replay"
+
+    def gateway_tokens(self, gateway: GatewayId) -> str:
+        return f"segue.v1.{self.mesh}.gateway.{gateway}.tokens"
+
+    def snapshot(self, worker: WorkerId) -> str:
+        return f"segue.v1.{self.mesh}.snapshot.{worker}"
+
+    @property
+    def all_snapshots(self) -> str:
+        return f"segue.v1.{self.mesh}.snapshot.*"
+
+    def request_key(self, request: RequestId) -> str:
+        return f"segue:v1:{self.mesh}:request:{request}"
+
+    def model_key(self, model: ModelKey) -> str:
+        return f"segue:v1:{self.mesh}:model:{model.name}:{model.revision}"

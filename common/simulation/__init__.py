@@ -1,0 +1,1 @@
+"""Runs policy and protocol as they are, in virtual time."""
