@@ -16,9 +16,7 @@ class StateStore(Protocol):
         """Set these fields, others stay; make the record where it is missing; renew its time to live."""
         ...
 
-    async def update_if(
-        self, key: str, *, expected: Mapping[str, bytes], changes: Mapping[str, bytes], ttl_s: float
-    ) -> bool:
+    async def update_if(self, key: str, *, expected: Mapping[str, bytes], changes: Mapping[str, bytes], ttl_s: float) -> bool:
         """Compare-and-set: write `changes` only where every field of `expected` has that value now. False otherwise."""
         ...
 

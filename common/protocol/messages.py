@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from common.values.errors import PeerError
-from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, ReservationId, WorkerId
+from common.values.ids import ModelKey
 from common.values.kv_layout import Fingerprint
 from common.values.sampling import SamplingParameters
 from common.values.tokens import NewTokens
@@ -283,8 +283,8 @@ HandoffMessage = Offer | Accept | Busy | Refuse | Ready | Last | Ack | Withdraw 
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
-_inbox = msgspec.msgpack.Decoder(InboxMessage)
-_control = msgspec.msgpack.Decoder(ControlMessage)
+_inbox: "msgspec.msgpack.Decoder[InboxMessage]" = msgspec.msgpack.Decoder(InboxMessage)
+_control: "msgspec.msgpack.Decoder[ControlMessage]" = msgspec.msgpack.Decoder(ControlMessage)
 _dispatch_reply = msgspec.msgpack.Decoder(DispatchReply)
 _token_frame = msgspec.msgpack.Decoder(TokenFrame)
 _replay_request = msgspec.msgpack.Decoder(ReplayRequest)
