@@ -1,16 +1,13 @@
 """Moving KV blocks between the regions of two workers, on whatever tier the two machines share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from common.values.ids import ReservationId
 from common.values.kv_layout import KvLayout
-
-Tier = Literal["shm", "ucx", "tcp", "memory"]
-PullOutcome = Literal["copied", "generation", "checksum", "refused", "lost"]
-"""`generation`: the block was given to another request; `checksum`: bytes differ; `refused`: the peer does not grant this
-reservation; `lost`: the peer went away. Only `copied` blocks may be decoded."""
+from common.values.transfer import BlockSource as BlockSource
+from common.values.transfer import PullOutcome as PullOutcome
+from common.values.transfer import Tier as Tier
 
 
 class KvRegion(Protocol):
@@ -37,16 +34,6 @@ class KvRegion(Protocol):
         Blocking (tens of microseconds a block): call it in a thread.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockSource:
-    """One block to pull: where it lies at the peer, its fence, and the landing block of our own region."""
-
-    source_block: int
-    generation: int
-    checksum: bytes
-    landing_block: int
 
 
 class KvLink(Protocol):

@@ -1,0 +1,90 @@
+"""What goes into a sequence engine and what comes out: the values of the outer engine port."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from common.values.ids import SequenceKey
+from common.values.sampling import SamplingParameters
+from common.values.tokens import NewTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceJob:
+    """A sequence to run. `given` are the new tokens that exist already.
+
+    With `hand_off` the sequence stops after its first new token and waits to be kept, or released once it has moved.
+    `after` names a sequence with the same prompt that is computed first: this one then finds its blocks in the prefix
+    cache (n > 1 shares one prefill that way).
+    """
+
+    key: SequenceKey
+    prompt: tuple[int, ...]
+    sampling: SamplingParameters
+    given: tuple[int, ...] = ()
+    salt: bytes = b""
+    hand_off: bool = False
+    after: SequenceKey | None = None
+
+
+Verdict = Literal["accepted", "full", "never_fits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landing:
+    """Room for an import: `blocks[i]` takes the sequence's block `i`; those before `first_block` are known here already."""
+
+    first_block: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokensMade:
+    """New tokens, or an ending without one (a fault)."""
+
+    key: SequenceKey
+    new: NewTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilledBlock:
+    """Block `index` of a sequence lies in `block`; `valid` of its positions are computed (all, but in a prompt's last)."""
+
+    index: int
+    block: int
+    valid: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksFilled:
+    """Blocks of a sequence with `hand_off` that will not change any more; `complete` with the last of its prompt."""
+
+    key: SequenceKey
+    blocks: tuple[FilledBlock, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preempted:
+    """The pool was full: the sequence waits to be computed again; nothing is lost but time."""
+
+    key: SequenceKey
+
+
+EngineEvent = TokensMade | BlocksFilled | Preempted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """Counts now, and totals since the start."""
+
+    waiting: int
+    running: int
+    held: int
+    queued_tokens: int
+    blocks_free: int
+    blocks_cached: int
+    blocks_total: int
+    preemptions: int
+    prefix_hit_tokens: int
+    computed_tokens: int

@@ -1,0 +1,433 @@
+"""The engine as its worker sees it: sequences in, tokens and filled blocks out, steps in between.
+
+Pure: `plan` decides what the next step computes, `complete` takes its result; the shell carries plans to a StepEngine and
+results back. One step is under way at a time. The simulator runs this class with step times instead of a StepEngine.
+"""
+
+from bisect import insort
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+
+from common.mesh.engine_values import (
+    BlocksFilled,
+    EngineEvent,
+    EngineLoad,
+    FilledBlock,
+    Landing,
+    Preempted,
+    SequenceJob,
+    TokensMade,
+    Verdict,
+)
+from common.mesh.sequence import Phase, Sequence
+from common.policy.batching import StepLimits, share_budget
+from common.policy.block_hash import extend_hashes, root_hash
+from common.policy.block_pool import BlockPool
+from common.policy.preemption import Candidate, choose_victim
+from common.values.errors import InvariantBroken
+from common.values.ids import SequenceKey
+from common.values.kv_layout import Fingerprint
+from common.values.step import RowResult, SequenceStart, StepPlan, StepResult, StepRow
+from common.values.tokens import Ending, NewTokens
+
+
+class SequenceEngine:
+    """`max_waiting` bounds the queue; `eos_token_ids` end a sequence unless its sampling ignores them."""
+
+    def __init__(
+        self,
+        *,
+        fingerprint: Fingerprint,
+        pool: BlockPool,
+        limits: StepLimits,
+        max_model_len: int,
+        eos_token_ids: tuple[int, ...],
+        max_waiting: int = 1024,
+    ) -> None:
+        self._fingerprint = fingerprint
+        self._layout = fingerprint.layout
+        self._pool = pool
+        self._limits = limits
+        self._max_model_len = max_model_len
+        self._eos = frozenset(eos_token_ids)
+        self._max_waiting = max_waiting
+        self._sequences: dict[SequenceKey, Sequence] = {}
+        self._waiting: list[Sequence] = []
+        self._ends: list[int] = []
+        self._step: tuple[StepPlan, list[Sequence]] | None = None
+        self._handles = 0
+        self._steps = 0
+        self._preempted_since: list[EngineEvent] = []
+        self._preemptions = self._prefix_hit_tokens = self._computed_tokens = 0
+
+    # ------------------------------------------------------------------ commands
+
+    def can_ever_fit(self, prompt_tokens: int, max_tokens: int) -> bool:
+        """Whether a sequence of that size could run to its end in an empty pool."""
+        positions = min(prompt_tokens + max_tokens, self._max_model_len)
+        return self._layout.blocks_for(positions) <= self._pool.total
+
+    def submit(self, job: SequenceJob) -> Verdict:
+        """Queue a sequence. `full`: the queue is at its bound. `never_fits`: not even in an empty pool."""
+        if job.key in self._sequences:
+            raise InvariantBroken(f"{job.key} is here already")
+        if not self.can_ever_fit(len(job.prompt), job.sampling.max_tokens):
+            return "never_fits"
+        if len(self._waiting) >= self._max_waiting:
+            return "full"
+        sequence = self._make(job)
+        self._enqueue(sequence)
+        return "accepted"
+
+    def reserve(self, job: SequenceJob, positions: int) -> Landing | None:
+        """Take blocks for `positions` imported positions plus one block to decode into; pin what is known already.
+
+        None where there is no room now. The sequence is then nobody's victim until `activate` or `release`.
+        """
+        if job.key in self._sequences:
+            raise InvariantBroken(f"{job.key} is here already")
+        if len(self._active()) >= self._limits.max_sequences:
+            return None
+        sequence = self._make(job)
+        known = self._known_prefix(sequence, positions)
+        needed = self._layout.blocks_for(positions) + 1 - len(known)
+        if self._pool.evictable_outside(known) < needed:
+            return None
+        self._pool.share(known)
+        sequence.blocks = known + self._pool.allocate(needed)
+        sequence.named = len(known)
+        sequence.phase = Phase.LANDING
+        self._sequences[job.key] = sequence
+        return Landing(first_block=len(known), blocks=tuple(sequence.blocks))
+
+    def activate(self, key: SequenceKey, given: Seq[int], *, good_positions: int) -> None:
+        """The import is over: `given` are all new tokens so far; positions from `good_positions` on are computed here."""
+        sequence = self._sequences[key]
+        if sequence.phase is not Phase.LANDING:
+            raise InvariantBroken(f"activate of {key}, which is {sequence.phase}")
+        sequence.tokens = [*sequence.job.prompt, *given]
+        sequence.computed = min(good_positions, len(sequence.tokens) - 1)
+        sequence.phase = Phase.RUNNING
+        self._name_full_blocks(sequence)
+
+    def keep(self, key: SequenceKey) -> None:
+        """The hand-off came to nothing: decode here."""
+        sequence = self._sequences[key]
+        sequence.job = _without_hand_off(sequence.job)
+        if sequence.phase is Phase.HELD:
+            sequence.phase = Phase.RUNNING
+
+    def release(self, key: SequenceKey) -> None:
+        """Forget a sequence, whatever it does now; its full blocks stay as cache. Unknown keys are ignored."""
+        sequence = self._sequences.pop(key, None)
+        if sequence is None:
+            return
+        if sequence.phase is Phase.WAITING:
+            self._waiting.remove(sequence)
+        sequence.released = True
+        if not sequence.in_step:
+            self._free(sequence)
+
+    def distrust(self, key: SequenceKey) -> None:
+        """The content of this sequence's blocks was found wrong: nobody shares it any more."""
+        sequence = self._sequences.get(key)
+        if sequence is not None:
+            for block in sequence.blocks:
+                self._pool.forget(block)
+
+    # ------------------------------------------------------------------ steps
+
+    def plan(self) -> StepPlan | None:
+        """The next step, or None where there is nothing to compute. `complete` must come before the next `plan`."""
+        if self._step is not None:
+            raise InvariantBroken("a step is under way")
+        for sequence in self._by_age():  # running streams get their next block before newcomers take the last ones
+            if sequence.phase is Phase.RUNNING and sequence.remaining == 1:
+                self._cover(sequence, sequence.computed + 1)
+        self._admit_waiting()
+        running = [s for s in self._by_age() if s.phase is Phase.RUNNING]
+        granted = share_budget([s.remaining for s in running], self._limits)
+        chosen: list[tuple[Sequence, int]] = []
+        for sequence, count in zip(running, granted, strict=True):
+            if count and sequence.phase is Phase.RUNNING and self._cover(sequence, sequence.computed + count):
+                chosen.append((sequence, count))
+        chosen = [(s, count) for s, count in chosen if s.phase is Phase.RUNNING]
+        if not chosen:
+            return None
+        self._steps += 1
+        plan = StepPlan(
+            number=self._steps,
+            rows=tuple(self._row(s, count) for s, count in chosen),
+            starts=tuple(self._announce(s) for s, _ in chosen if not s.announced),
+            ends=tuple(self._ends),
+        )
+        self._ends.clear()
+        for sequence, _ in chosen:
+            sequence.in_step = True
+        self._step = (plan, [sequence for sequence, _ in chosen])
+        return plan
+
+    def complete(self, result: StepResult) -> list[EngineEvent]:
+        """Take a step's result; what happened, first tokens before filled blocks."""
+        if self._step is None or self._step[0].number != result.number:
+            raise InvariantBroken(f"result of step {result.number}, which is not under way")
+        plan, sequences = self._step
+        self._step = None
+        events, self._preempted_since = self._preempted_since, []
+        filled: list[EngineEvent] = []
+        for row, sequence, outcome in zip(plan.rows, sequences, result.rows, strict=True):
+            sequence.in_step = False
+            if sequence.released:
+                self._free(sequence)
+                continue
+            self._computed_tokens += row.count
+            events.extend(self._apply(sequence, row, outcome))
+            if not sequence.released:
+                filled.extend(self._report_filled(sequence))
+        return events + filled
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is under way."""
+        return self._step is not None
+
+    @property
+    def idle(self) -> bool:
+        return not self._sequences and self._step is None
+
+    def holds(self, key: SequenceKey) -> bool:
+        return key in self._sequences
+
+    def phase(self, key: SequenceKey) -> Phase | None:
+        sequence = self._sequences.get(key)
+        return None if sequence is None else sequence.phase
+
+    def load(self) -> EngineLoad:
+        active = self._active()
+        queued = sum(s.remaining for s in self._waiting) + sum(s.remaining for s in active if s.remaining > 1)
+        return EngineLoad(
+            waiting=len(self._waiting),
+            running=sum(1 for s in active if s.phase is Phase.RUNNING),
+            held=sum(1 for s in active if s.phase in (Phase.HELD, Phase.LANDING)),
+            queued_tokens=queued,
+            blocks_free=self._pool.free,
+            blocks_cached=self._pool.cached,
+            blocks_total=self._pool.total,
+            preemptions=self._preemptions,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+            computed_tokens=self._computed_tokens,
+        )
+
+    def check_invariants(self) -> None:
+        """Conservation: every held block belongs to a sequence, and an idle engine holds none."""
+        self._pool.check_invariants()
+        if any(s.phase is Phase.WAITING and s.blocks for s in self._sequences.values()):
+            raise InvariantBroken("a waiting sequence holds blocks")
+        if sorted(s.arrived for s in self._waiting) != [s.arrived for s in self._waiting]:
+            raise InvariantBroken("the queue is out of order")
+        for sequence in self._active():
+            if sequence.computed > len(sequence.tokens) or len(sequence.blocks) < self._layout.blocks_for(sequence.computed):
+                raise InvariantBroken(f"{sequence.job.key} has computed more than it has tokens or blocks for")
+        zombies = [] if self._step is None else [s for s in self._step[1] if s.released]
+        owned = {b for s in (*self._sequences.values(), *zombies) for b in s.blocks}
+        if len(owned) != self._pool.held:
+            raise InvariantBroken(f"{self._pool.held} blocks are held, but sequences own {len(owned)}")
+
+    # ------------------------------------------------------------------ private
+
+    def _make(self, job: SequenceJob) -> Sequence:
+        self._handles += 1
+        return Sequence(
+            job=job,
+            arrived=self._handles,
+            handle=self._handles,
+            tokens=[*job.prompt, *job.given],
+            root=root_hash(self._fingerprint, job.salt),
+        )
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        self._sequences[sequence.job.key] = sequence
+        insort(self._waiting, sequence, key=lambda s: s.arrived)
+
+    def _active(self) -> list[Sequence]:
+        return [s for s in self._sequences.values() if s.phase is not Phase.WAITING]
+
+    def _by_age(self) -> list[Sequence]:
+        return sorted(self._sequences.values(), key=lambda s: s.arrived)
+
+    def _known_prefix(self, sequence: Sequence, positions: int) -> list[int]:
+        """Blocks known here that hold the first `positions` positions of the sequence or fewer, full blocks only."""
+        full = positions // self._layout.block_size
+        extend_hashes(sequence.hashes, sequence.root, sequence.tokens, self._layout.block_size, full)
+        return self._pool.match(sequence.hashes[:full])
+
+    def _admit_waiting(self) -> None:
+        """First come, first served; a follower is passed over while its leader's prompt is not computed."""
+        room = self._limits.max_sequences - len(self._active())
+        for sequence in list(self._waiting):
+            if room <= 0:
+                return
+            if self._must_wait_for_leader(sequence):
+                continue
+            if not self._start(sequence):
+                return
+            room -= 1
+
+    def _must_wait_for_leader(self, sequence: Sequence) -> bool:
+        leader = self._sequences.get(sequence.job.after) if sequence.job.after is not None else None
+        return leader is not None and leader.computed < leader.prompt_length
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Blocks for all of the sequence's tokens and the next one, or nothing. The last token is always computed again,
+        since its logits are needed; prompt log-probabilities need every position."""
+        known = [] if sequence.wants_prompt_logprobs else self._known_prefix(sequence, len(sequence.tokens) - 1)
+        total = self._layout.blocks_for(min(len(sequence.tokens) + 1, self._max_model_len))
+        needed = total - len(known)
+        if self._pool.evictable_outside(known) < needed:
+            return False
+        self._pool.share(known)
+        sequence.blocks = known + self._pool.allocate(needed)
+        sequence.computed = len(known) * self._layout.block_size
+        sequence.named = len(known)
+        self._prefix_hit_tokens += sequence.computed
+        sequence.phase = Phase.RUNNING
+        self._waiting.remove(sequence)
+        return True
+
+    def _cover(self, sequence: Sequence, positions: int) -> bool:
+        """Make the block table reach `positions`; preempts others where the pool is full. False: wait for a later step."""
+        missing = self._layout.blocks_for(positions) - len(sequence.blocks)
+        while missing > 0 and not self._pool.can_allocate(missing):
+            victim = self._choose_victim()
+            if victim is None:
+                return False
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        if missing > 0:
+            sequence.blocks += self._pool.allocate(missing)
+        return True
+
+    def _choose_victim(self) -> Sequence | None:
+        running = [s for s in self._sequences.values() if s.phase is Phase.RUNNING]
+        handle = choose_victim(
+            [Candidate(handle=s.handle, arrived=s.arrived, protected=s.job.hand_off and s.reported > 0) for s in running]
+        )
+        return next((s for s in running if s.handle == handle), None)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._free(sequence)
+        self._handles += 1
+        sequence.handle = self._handles
+        sequence.announced = False
+        sequence.phase = Phase.WAITING
+        sequence.computed = sequence.named = sequence.reported = 0
+        sequence.prompt_logprobs.clear()
+        insort(self._waiting, sequence, key=lambda s: s.arrived)
+        self._preemptions += 1
+        self._preempted_since.append(Preempted(key=sequence.job.key))
+
+    def _free(self, sequence: Sequence) -> None:
+        self._pool.release(sequence.blocks)
+        sequence.blocks = []
+        if sequence.announced:
+            self._ends.append(sequence.handle)
+
+    def _row(self, sequence: Sequence, count: int) -> StepRow:
+        return StepRow(
+            handle=sequence.handle,
+            start=sequence.computed,
+            count=count,
+            blocks=tuple(sequence.blocks),
+            sample=count == sequence.remaining,
+            prompt_logprobs=sequence.wants_prompt_logprobs,
+        )
+
+    def _announce(self, sequence: Sequence) -> SequenceStart:
+        sequence.announced = True
+        return SequenceStart(
+            handle=sequence.handle,
+            choice=sequence.job.key.choice,
+            prompt_length=sequence.prompt_length,
+            tokens=tuple(sequence.tokens),
+            sampling=sequence.job.sampling,
+            eos_token_ids=tuple(sorted(self._eos)),
+        )
+
+    def _apply(self, sequence: Sequence, row: StepRow, outcome: RowResult) -> Iterator[EngineEvent]:
+        if outcome.fault is not None:
+            ending = Ending(reason="error", error_code="sequence_fault", error_message=outcome.fault)
+            yield self._end(sequence, NewTokens(first=sequence.new_tokens, tokens=(), ending=ending))
+            return
+        sequence.prompt_logprobs.extend(outcome.prompt_logprobs)
+        sequence.computed += row.count
+        self._name_full_blocks(sequence)
+        if not row.sample:
+            return
+        if outcome.token is None:
+            raise InvariantBroken(f"step {row.handle}: a row that samples has no token")
+        new = self._extend(sequence, outcome.token, outcome)
+        if new.ending is not None:
+            yield self._end(sequence, new)
+            return
+        if sequence.job.hand_off:
+            sequence.phase = Phase.HELD
+        yield TokensMade(key=sequence.job.key, new=new)
+
+    def _extend(self, sequence: Sequence, token: int, outcome: RowResult) -> NewTokens:
+        first = sequence.new_tokens
+        prompt_logprobs = tuple(sequence.prompt_logprobs) if sequence.wants_prompt_logprobs else None
+        sequence.tokens.append(token)
+        return NewTokens(
+            first=first,
+            tokens=(token,),
+            logprobs=(outcome.logprobs,) if outcome.logprobs is not None else (),
+            prompt_logprobs=prompt_logprobs,
+            ending=self._ending(sequence, token),
+        )
+
+    def _ending(self, sequence: Sequence, token: int) -> Ending | None:
+        sampling = sequence.job.sampling
+        if token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos):
+            return Ending(reason="stop", stop_token=token)
+        if sequence.new_tokens >= sampling.max_tokens or len(sequence.tokens) >= self._max_model_len:
+            return Ending(reason="length")
+        return None
+
+    def _end(self, sequence: Sequence, new: NewTokens) -> TokensMade:
+        self.release(sequence.job.key)
+        return TokensMade(key=sequence.job.key, new=new)
+
+    def _name_full_blocks(self, sequence: Sequence) -> None:
+        full = sequence.computed // self._layout.block_size
+        extend_hashes(sequence.hashes, sequence.root, sequence.tokens, self._layout.block_size, full)
+        for index in range(sequence.named, full):
+            self._pool.name(sequence.blocks[index], sequence.hashes[index])
+        sequence.named = max(sequence.named, full)
+
+    def _report_filled(self, sequence: Sequence) -> Iterator[EngineEvent]:
+        """Blocks of a prompt that is to be handed off: full ones after each chunk, the last one when the prompt is done."""
+        if not sequence.job.hand_off:
+            return
+        size = self._layout.block_size
+        positions = min(sequence.computed, len(sequence.tokens))
+        complete = sequence.phase is Phase.HELD
+        last = self._layout.blocks_for(positions) if complete else positions // size
+        if last > sequence.reported or complete:
+            blocks = tuple(
+                FilledBlock(
+                    index=i,
+                    block=sequence.blocks[i],
+                    valid=min(size, positions - i * size),
+                    generation=self._pool.generation(sequence.blocks[i]),
+                )
+                for i in range(sequence.reported, last)
+            )
+            sequence.reported = last
+            yield BlocksFilled(key=sequence.job.key, blocks=blocks, complete=complete)
+
+
+def _without_hand_off(job: SequenceJob) -> SequenceJob:
+    return SequenceJob(key=job.key, prompt=job.prompt, sampling=job.sampling, given=job.given, salt=job.salt, after=job.after)

@@ -1,0 +1,165 @@
+"""One sequence on its way out of a worker: the sender's half of the KV hand-off.
+
+    OFFERED ──accept──▶ ACCEPTED ──prompt and first token done: LAST──▶ LAST_SENT ──ack──▶ MOVED
+       │ busy                │                                              │
+       ▼                     │ refuse, peer lost, kept: WITHDRAW            │ peer lost (never decode again: the probe decides)
+      BUSY ──accept──▶ …     ▼                                              ▼
+       └──bound passed──▶  KEPT                                           MOVED
+    any state ──refuse stale, cancelled, ended──▶ DROPPED
+
+The sender emits nothing after LAST, the receiver nothing before it: with LAST goes the right to emit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from common.protocol.messages import (
+    Accept,
+    Ack,
+    ForwardedCancel,
+    HandoffMessage,
+    Last,
+    Offer,
+    Ready,
+    ReadyBlock,
+    Refuse,
+    Withdraw,
+)
+from common.values.errors import InvariantBroken
+from common.values.ids import ReservationId, SequenceKey, WorkerId
+from common.values.tokens import NewTokens
+
+
+class SenderState(Enum):
+    OFFERED = "offered"
+    BUSY = "busy"
+    ACCEPTED = "accepted"
+    LAST_SENT = "last_sent"
+    MOVED = "moved"
+    KEPT = "kept"
+    DROPPED = "dropped"
+
+
+WAITING = (SenderState.OFFERED, SenderState.BUSY)
+BEFORE_LAST = (*WAITING, SenderState.ACCEPTED)
+ENDS = (SenderState.MOVED, SenderState.KEPT, SenderState.DROPPED)
+Outcome = Literal["moved", "kept", "dropped"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Sending:
+    """What an event made the sender do: messages for the peer in order, blocks that the peer may read from now on, and
+    an outcome at the end: `moved` (release, the peer has it), `kept` (decode here), `dropped` (release)."""
+
+    messages: list[HandoffMessage] = field(default_factory=list)
+    granted: dict[int, int] = field(default_factory=dict)
+    outcome: Outcome | None = None
+
+
+class Sender:
+    """Sans-I/O. Events that do not fit the state are answers to what is over: they are ignored."""
+
+    def __init__(self, offer: Offer, peer: WorkerId, now: float) -> None:
+        self.offer = offer
+        self.peer = peer
+        self.offered_at = now
+        self.state = SenderState.OFFERED
+        self.reservation: ReservationId | None = None
+        self._first_block = 0
+        self._sealed: list[ReadyBlock] = []
+        self._complete = False
+        self._tokens: NewTokens | None = None
+
+    @property
+    def key(self) -> SequenceKey:
+        return SequenceKey(self.offer.request_id, self.offer.choice)  # type: ignore[arg-type]
+
+    def sealed(self, blocks: Sequence[ReadyBlock], *, complete: bool) -> Sending:
+        """Blocks that will not change any more; `complete` with the last of the prompt."""
+        self._complete = self._complete or complete
+        if self.state in BEFORE_LAST:
+            self._sealed.extend(blocks)
+        return self._flow()
+
+    def token_made(self, tokens: NewTokens) -> Sending:
+        """The first new token exists; `tokens` are all new tokens so far, from index 0."""
+        self._tokens = tokens
+        return self._flow()
+
+    def ended(self) -> Sending:
+        """The sequence ended here, or was cancelled: nothing is left to hand over."""
+        if self.state in BEFORE_LAST:
+            return self._finish(SenderState.DROPPED, self._withdraw())
+        if self.state is SenderState.LAST_SENT:
+            cancel = ForwardedCancel(request_id=self.offer.request_id, choice=self.offer.choice, attempt=self.offer.attempt)
+            return self._finish(SenderState.DROPPED, cancel)
+        return Sending()
+
+    def keep(self) -> Sending:
+        """Take the sequence back, while that is still possible."""
+        return self._finish(SenderState.KEPT, self._withdraw()) if self.state in BEFORE_LAST else Sending()
+
+    def on_accept(self, accept: Accept) -> Sending:
+        if self.state not in WAITING or accept.number != self.offer.number:
+            return Sending()
+        self.state = SenderState.ACCEPTED
+        self.reservation = ReservationId(accept.reservation)
+        self._first_block = accept.first_block
+        return self._flow()
+
+    def on_busy(self, number: int) -> Sending:
+        if self.state is SenderState.OFFERED and number == self.offer.number:
+            self.state = SenderState.BUSY
+        return Sending()
+
+    def on_refuse(self, refuse: Refuse) -> Sending:
+        if self.state in ENDS or refuse.number != self.offer.number:
+            return Sending()
+        if refuse.reason == "stale":
+            return self._finish(SenderState.DROPPED)
+        return self._finish(SenderState.KEPT) if self.state in BEFORE_LAST else Sending()
+
+    def on_ack(self, ack: Ack) -> Sending:
+        if self.state is SenderState.LAST_SENT and ack.reservation == self.reservation:
+            return self._finish(SenderState.MOVED)
+        return Sending()
+
+    def on_peer_lost(self) -> Sending:
+        """Also when the peer, asked what it holds with us, does not list this sequence."""
+        if self.state in BEFORE_LAST:
+            return self._finish(SenderState.KEPT)
+        return self._finish(SenderState.MOVED) if self.state is SenderState.LAST_SENT else Sending()
+
+    def check_invariants(self) -> None:
+        if self.state in (SenderState.ACCEPTED, SenderState.LAST_SENT) and self.reservation is None:
+            raise InvariantBroken("accepted without a reservation")
+        if self.state is SenderState.LAST_SENT and not (self._complete and self._tokens):
+            raise InvariantBroken("the right to emit went before the prompt was done")
+
+    def _flow(self) -> Sending:
+        """Send what is sealed and wanted; with the last of it and the first token, the right to emit."""
+        sending = Sending()
+        if self.state is not SenderState.ACCEPTED or self.reservation is None:
+            return sending
+        wanted = [block for block in self._sealed if block.index >= self._first_block]
+        self._sealed.clear()
+        names = {"request_id": self.offer.request_id, "choice": self.offer.choice, "attempt": self.offer.attempt}
+        if wanted:
+            sending.granted = {block.block: block.generation for block in wanted}
+            sending.messages.append(Ready(**names, reservation=self.reservation, blocks=wanted))  # type: ignore[arg-type]
+        if self._complete and self._tokens is not None:
+            self.state = SenderState.LAST_SENT
+            sending.messages.append(Last(**names, reservation=self.reservation, new=self._tokens))  # type: ignore[arg-type]
+        return sending
+
+    def _withdraw(self) -> Withdraw:
+        offer = self.offer
+        return Withdraw(request_id=offer.request_id, choice=offer.choice, attempt=offer.attempt, number=offer.number)
+
+    def _finish(self, state: SenderState, *messages: HandoffMessage) -> Sending:
+        self.state = state
+        self._sealed.clear()
+        outcome: Outcome = {SenderState.MOVED: "moved", SenderState.KEPT: "kept"}.get(state, "dropped")  # type: ignore[assignment]
+        return Sending(messages=list(messages), outcome=outcome)

@@ -1,0 +1,85 @@
+"""What a worker has emitted, by sequence: the answer to replays and probes.
+
+A log starts at index 0 with the tokens that the worker was given, and is kept until 120 s after the end.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from common.protocol.messages import SequenceState
+from common.values.ids import GatewayId, SequenceKey, WorkerId
+from common.values.tokens import Ending, NewTokens, PositionLogprobs
+
+KEEP_S = 120.0
+MAX_ENDED = 16384
+
+
+@dataclass(slots=True, kw_only=True)
+class SequenceLog:
+    """`logprobs` is as long as `tokens`, or empty. `given` tokens of a recovery carry no log-probabilities."""
+
+    gateway: GatewayId
+    attempt: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
+    ending: Ending | None = None
+    state: SequenceState = "queued"
+    moved_to: WorkerId | None = None
+    over_at: float | None = None
+
+    def since(self, index: int) -> NewTokens | None:
+        """What was emitted from `index` on; None where that is nothing."""
+        if index >= len(self.tokens) and self.ending is None:
+            return None
+        return NewTokens(
+            first=min(index, len(self.tokens)),
+            tokens=tuple(self.tokens[index:]),
+            logprobs=tuple(self.logprobs[index:]),
+            prompt_logprobs=self.prompt_logprobs if index == 0 else None,
+            ending=self.ending,
+        )
+
+    def append(self, new: NewTokens) -> None:
+        self.tokens.extend(new.tokens)
+        self.logprobs.extend(new.logprobs)
+        self.prompt_logprobs = new.prompt_logprobs or self.prompt_logprobs
+        self.ending = new.ending
+
+
+class TokenLogs:
+    """One log a sequence: that of its highest attempt here."""
+
+    def __init__(self) -> None:
+        self._logs: dict[SequenceKey, SequenceLog] = {}
+        self._over: OrderedDict[SequenceKey, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._logs)
+
+    def get(self, key: SequenceKey) -> SequenceLog | None:
+        return self._logs.get(key)
+
+    def open(self, key: SequenceKey, log: SequenceLog) -> SequenceLog:
+        self._over.pop(key, None)
+        self._logs[key] = log
+        return log
+
+    def close(self, key: SequenceKey, state: SequenceState, now: float, *, moved_to: WorkerId | None = None) -> None:
+        log = self._logs[key]
+        log.state, log.moved_to, log.over_at = state, moved_to, now
+        self._over[key] = None
+        self._over.move_to_end(key)
+
+    def forget(self, key: SequenceKey) -> None:
+        """The sequence was cancelled or replaced: nobody will ask."""
+        self._logs.pop(key, None)
+        self._over.pop(key, None)
+
+    def expire(self, now: float) -> None:
+        while self._over:
+            key = next(iter(self._over))
+            over_at = self._logs[key].over_at
+            if len(self._over) <= MAX_ENDED and over_at is not None and over_at + KEEP_S > now:
+                return
+            self.forget(key)
