@@ -1,0 +1,70 @@
+"""What `segue serve` takes: how many workers, on which cores, and the settings it passes on to gateway and workers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from common.runtime.settings import (
+    GatewaySettings,
+    MeshSettings,
+    WorkerSettings,
+    build,
+    read_key_file,
+    read_settings,
+    take_model,
+)
+from common.runtime.settings_kinds import CORES, TEXT, auto_or, number_of_seconds, whole
+from common.runtime.settings_sources import setting
+from common.values.errors import SettingsError
+
+_MADE_BY_SERVE = frozenset({"worker_id", "role", "control_port", "gateway_id", "listen_fd"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """`worker` and `gateway` are templates: serve fills in ids, roles, cores, addresses and the brokers that it starts.
+
+    `nats_url` and `redis_url` are None where serve starts its own servers.
+    """
+
+    worker: WorkerSettings
+    gateway: GatewaySettings
+    prefill: int | None = setting(auto_or(whole(0, 256)), None, "prefill workers", shown_default="1, or 0 with --both alone")
+    decode: int | None = setting(auto_or(whole(0, 256)), None, "decode workers", shown_default="1, or 0 with --both alone")
+    both: int = setting(whole(0, 256), 0, "colocated workers, which do both phases")
+    nats_url: str | None = setting(auto_or(TEXT), None, "use these NATS servers", shown_default="an own one", secret=True)
+    redis_url: str | None = setting(auto_or(TEXT), None, "use this Redis or Valkey", shown_default="an own one", secret=True)
+    run_dir: str | None = setting(auto_or(TEXT), None, "folder for logs, keys and sockets", shown_default="a new private one")
+    cores: tuple[int, ...] | None = setting(auto_or(CORES), None, "cores to share out", shown_default="those of the process")
+    freeze_s: float = setting(number_of_seconds(), 10.0, "silence after which a process counts as frozen and is killed")
+
+    def __post_init__(self) -> None:
+        if not sum(self.worker_counts):
+            raise SettingsError("prefill, decode and both are all 0: at least one worker is needed")
+
+    @property
+    def worker_counts(self) -> tuple[int, int, int]:
+        """(prefill, decode, both) as they will be started."""
+        usual = 0 if self.both else 1
+        if self.prefill is None and self.decode is None:
+            return usual, usual, self.both
+        return (1 if self.prefill is None else self.prefill), (1 if self.decode is None else self.decode), self.both
+
+
+def parse_serve_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSettings:
+    """The settings of `segue serve [MODEL] [flags]`. Raises SettingsError.
+
+    `--host` and `--port` are the gateway's; workers of one machine meet on loopback.
+    """
+    groups = (ServeSettings, GatewaySettings, WorkerSettings, MeshSettings)
+    values, rest = read_settings(groups, argv, environ, table="serve", without=_MADE_BY_SERVE)
+    take_model(values, rest)
+    read_key_file(values)
+    shared = {key: value for key, value in values.items() if key not in ("nats_url", "redis_url")}
+    mesh = build(MeshSettings, shared)
+    of_worker = {key: value for key, value in values.items() if key not in ("host", "cores")}
+    return build(
+        ServeSettings,
+        values,
+        worker=build(WorkerSettings, of_worker, mesh=mesh),
+        gateway=build(GatewaySettings, values, mesh=mesh),
+    )
