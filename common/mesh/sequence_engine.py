@@ -53,6 +53,7 @@ class SequenceEngine:
         self._max_waiting = max_waiting
         self._sequences: dict[SequenceKey, Sequence] = {}
         self._waiting: list[Sequence] = []
+        self._abandoned: dict[int, Sequence] = {}
         self._ends: list[int] = []
         self._step: tuple[StepPlan, list[Sequence]] | None = None
         self._handles = 0
@@ -61,6 +62,9 @@ class SequenceEngine:
         self._preemptions = self._prefix_hit_tokens = self._computed_tokens = 0
 
     # ------------------------------------------------------------------ commands
+
+    def has_room_to_queue(self, sequences: int) -> bool:
+        return len(self._waiting) + sequences <= self._max_waiting
 
     def can_ever_fit(self, prompt_tokens: int, max_tokens: int) -> bool:
         """Whether a sequence of that size could run to its end in an empty pool."""
@@ -128,12 +132,17 @@ class SequenceEngine:
         if not sequence.in_step:
             self._free(sequence)
 
-    def distrust(self, key: SequenceKey) -> None:
-        """The content of this sequence's blocks was found wrong: nobody shares it any more."""
-        sequence = self._sequences.get(key)
-        if sequence is not None:
-            for block in sequence.blocks:
-                self._pool.forget(block)
+    def abandon(self, key: SequenceKey) -> int:
+        """Like `release` for a landing into which a copy still runs: its blocks stay taken until `reclaim`."""
+        sequence = self._sequences.pop(key)
+        if sequence.phase is not Phase.LANDING:
+            raise InvariantBroken(f"abandon of {key}, which is {sequence.phase}")
+        self._abandoned[sequence.handle] = sequence
+        return sequence.handle
+
+    def reclaim(self, handle: int) -> None:
+        """The copy into an abandoned landing has returned."""
+        self._free(self._abandoned.pop(handle))
 
     # ------------------------------------------------------------------ steps
 
@@ -195,7 +204,7 @@ class SequenceEngine:
 
     @property
     def idle(self) -> bool:
-        return not self._sequences and self._step is None
+        return not self._sequences and not self._abandoned and self._step is None
 
     def holds(self, key: SequenceKey) -> bool:
         return key in self._sequences
@@ -231,7 +240,7 @@ class SequenceEngine:
             if sequence.computed > len(sequence.tokens) or len(sequence.blocks) < self._layout.blocks_for(sequence.computed):
                 raise InvariantBroken(f"{sequence.job.key} has computed more than it has tokens or blocks for")
         zombies = [] if self._step is None else [s for s in self._step[1] if s.released]
-        owned = {b for s in (*self._sequences.values(), *zombies) for b in s.blocks}
+        owned = {b for s in (*self._sequences.values(), *self._abandoned.values(), *zombies) for b in s.blocks}
         if len(owned) != self._pool.held:
             raise InvariantBroken(f"{self._pool.held} blocks are held, but sequences own {len(owned)}")
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from common.protocol.messages import Accept, Ack, Busy, HandoffMessage, Last, Offer, Ready, Refuse
+from common.protocol.messages import Accept, Ack, Busy, HandoffMessage, Last, Offer, Ready, Refuse, RefuseReason, SenderMessage
 from common.values.errors import InvariantBroken
-from common.values.ids import ReservationId, SequenceKey, WorkerId
+from common.values.ids import RequestId, ReservationId, SequenceKey, WorkerId
 from common.values.tokens import NewTokens
 from common.values.transfer import BlockSource, PullOutcome
 
@@ -59,7 +59,7 @@ class Receiver:
 
     @property
     def key(self) -> SequenceKey:
-        return SequenceKey(self.offer.request_id, self.offer.choice)  # type: ignore[arg-type]
+        return SequenceKey(RequestId(self.offer.request_id), self.offer.choice)
 
     def queue(self) -> Receiving:
         """No room now: the sender keeps its blocks and waits."""
@@ -87,7 +87,7 @@ class Receiver:
 
     def on_ready(self, ready: Ready) -> Receiving:
         if self.state is not ReceiverState.RESERVED or ready.reservation != self.reservation:
-            return self.stale()
+            return Receiving(messages=[refuse(ready, "stale")])
         pull = []
         for block in ready.blocks:
             if block.index not in self._wanted or block.index in self._asked:
@@ -120,7 +120,7 @@ class Receiver:
 
     def on_last(self, last: Last) -> Receiving:
         if self.state is not ReceiverState.RESERVED or last.reservation != self.reservation:
-            return self.stale()
+            return Receiving(messages=[refuse(last, "stale")])
         self.state = ReceiverState.COMPLETING
         self._last = last.new
         return self._complete()
@@ -134,9 +134,6 @@ class Receiver:
 
     def on_peer_lost(self) -> Receiving:
         return Receiving() if self.state is ReceiverState.COMPLETING else self.release()
-
-    def stale(self) -> Receiving:
-        return Receiving(messages=[refuse(self.offer, "stale")])
 
     def check_invariants(self) -> None:
         if self.pulls < 0 or not self._copied <= set(self._wanted):
@@ -157,11 +154,12 @@ class Receiver:
         return Receiving(messages=[ack], run=self._last, good_blocks=good)
 
 
-def refuse(offer: Offer, reason: str) -> Refuse:
+def refuse(message: Offer | SenderMessage, reason: RefuseReason) -> Refuse:
+    """The answer to an offer that is not taken, or to a message about a sequence that is not here (any more)."""
     return Refuse(
-        request_id=offer.request_id,
-        choice=offer.choice,
-        attempt=offer.attempt,
-        number=offer.number,
-        reason=reason,  # type: ignore[arg-type]
+        request_id=message.request_id,
+        choice=message.choice,
+        attempt=message.attempt,
+        number=message.number,
+        reason=reason,
     )

@@ -28,7 +28,7 @@ from common.protocol.messages import (
     Withdraw,
 )
 from common.values.errors import InvariantBroken
-from common.values.ids import ReservationId, SequenceKey, WorkerId
+from common.values.ids import RequestId, ReservationId, SequenceKey, WorkerId
 from common.values.tokens import NewTokens
 
 
@@ -74,7 +74,7 @@ class Sender:
 
     @property
     def key(self) -> SequenceKey:
-        return SequenceKey(self.offer.request_id, self.offer.choice)  # type: ignore[arg-type]
+        return SequenceKey(RequestId(self.offer.request_id), self.offer.choice)
 
     def sealed(self, blocks: Sequence[ReadyBlock], *, complete: bool) -> Sending:
         """Blocks that will not change any more; `complete` with the last of the prompt."""
@@ -145,14 +145,35 @@ class Sender:
             return sending
         wanted = [block for block in self._sealed if block.index >= self._first_block]
         self._sealed.clear()
-        names = {"request_id": self.offer.request_id, "choice": self.offer.choice, "attempt": self.offer.attempt}
         if wanted:
             sending.granted = {block.block: block.generation for block in wanted}
-            sending.messages.append(Ready(**names, reservation=self.reservation, blocks=wanted))  # type: ignore[arg-type]
+            sending.messages.append(self._ready(self.reservation, wanted))
         if self._complete and self._tokens is not None:
             self.state = SenderState.LAST_SENT
-            sending.messages.append(Last(**names, reservation=self.reservation, new=self._tokens))  # type: ignore[arg-type]
+            sending.messages.append(self._last(self.reservation, self._tokens))
         return sending
+
+    def _ready(self, reservation: ReservationId, blocks: list[ReadyBlock]) -> Ready:
+        offer = self.offer
+        return Ready(
+            request_id=offer.request_id,
+            choice=offer.choice,
+            attempt=offer.attempt,
+            number=offer.number,
+            reservation=reservation,
+            blocks=blocks,
+        )
+
+    def _last(self, reservation: ReservationId, tokens: NewTokens) -> Last:
+        offer = self.offer
+        return Last(
+            request_id=offer.request_id,
+            choice=offer.choice,
+            attempt=offer.attempt,
+            number=offer.number,
+            reservation=reservation,
+            new=tokens,
+        )
 
     def _withdraw(self) -> Withdraw:
         offer = self.offer

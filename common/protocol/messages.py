@@ -73,12 +73,15 @@ class Cancel(Wire, frozen=True, kw_only=True, tag="cancel"):
 InboxMessage = Dispatch | Cancel
 
 
+DispatchVerdict = Literal["accepted", "full", "stale", "refused"]
+
+
 class DispatchReply(Wire, frozen=True, kw_only=True):
     """`full`: no place in the queue, try another worker. `refused` carries an error for the client."""
 
     request_id: Name
     attempt: Count
-    verdict: Literal["accepted", "full", "stale", "refused"]
+    verdict: DispatchVerdict
     code: str = ""
     message: str = ""
 
@@ -195,6 +198,9 @@ class Busy(Wire, frozen=True, kw_only=True, tag="busy"):
     number: Count
 
 
+RefuseReason = Literal["stale", "full", "draining", "never_fits", "mismatch"]
+
+
 class Refuse(Wire, frozen=True, kw_only=True, tag="refuse"):
     """D → P. `stale`: a newer attempt or a cancel is known, drop the sequence. Others: decode it yourself."""
 
@@ -202,7 +208,7 @@ class Refuse(Wire, frozen=True, kw_only=True, tag="refuse"):
     choice: int
     attempt: Count
     number: Count
-    reason: Literal["stale", "full", "draining", "never_fits", "mismatch"]
+    reason: RefuseReason
 
 
 class ReadyBlock(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -218,6 +224,7 @@ class Ready(Wire, frozen=True, kw_only=True, tag="ready"):
     request_id: Name
     choice: int
     attempt: Count
+    number: Count
     reservation: bytes
     blocks: list[ReadyBlock]
 
@@ -228,6 +235,7 @@ class Last(Wire, frozen=True, kw_only=True, tag="last"):
     request_id: Name
     choice: int
     attempt: Count
+    number: Count
     reservation: bytes
     new: NewTokens
 
@@ -258,7 +266,7 @@ class ForwardedCancel(Wire, frozen=True, kw_only=True, tag="forwarded_cancel"):
     attempt: Count
 
 
-class HeldSequence(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class HeldSequence(msgspec.Struct, frozen=True, array_like=True):
     """`number` is the offer's; `sending` says which side the lister is on."""
 
     request_id: str
@@ -277,6 +285,8 @@ class Held(Wire, frozen=True, kw_only=True, tag="held"):
 
 
 ControlMessage = Hello | Offer | Accept | Busy | Refuse | Ready | Last | Ack | Withdraw | ForwardedCancel | Held
+SenderMessage = Ready | Last | Withdraw
+ReceiverMessage = Accept | Busy | Refuse | Ack
 HandoffMessage = Offer | Accept | Busy | Refuse | Ready | Last | Ack | Withdraw | ForwardedCancel
 
 # ---------------------------------------------------------------------------------------- codec

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from common.protocol.messages import SequenceState
-from common.values.ids import GatewayId, SequenceKey, WorkerId
+from common.values.ids import GatewayId, RequestId, SequenceKey, WorkerId
 from common.values.tokens import Ending, NewTokens, PositionLogprobs
 
 KEEP_S = 120.0
@@ -40,6 +40,12 @@ class SequenceLog:
             ending=self.ending,
         )
 
+    def restart(self, new: NewTokens) -> None:
+        """A hand-off brings all tokens so far."""
+        self.tokens = list(new.tokens)
+        self.logprobs = list(new.logprobs)
+        self.prompt_logprobs = new.prompt_logprobs
+
     def append(self, new: NewTokens) -> None:
         self.tokens.extend(new.tokens)
         self.logprobs.extend(new.logprobs)
@@ -52,6 +58,7 @@ class TokenLogs:
 
     def __init__(self) -> None:
         self._logs: dict[SequenceKey, SequenceLog] = {}
+        self._keys: dict[RequestId, set[SequenceKey]] = {}
         self._over: OrderedDict[SequenceKey, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -60,8 +67,12 @@ class TokenLogs:
     def get(self, key: SequenceKey) -> SequenceLog | None:
         return self._logs.get(key)
 
+    def of_request(self, request: RequestId) -> list[tuple[SequenceKey, SequenceLog]]:
+        return [(key, self._logs[key]) for key in sorted(self._keys.get(request, ()))]
+
     def open(self, key: SequenceKey, log: SequenceLog) -> SequenceLog:
         self._over.pop(key, None)
+        self._keys.setdefault(key.request_id, set()).add(key)
         self._logs[key] = log
         return log
 
@@ -73,8 +84,13 @@ class TokenLogs:
 
     def forget(self, key: SequenceKey) -> None:
         """The sequence was cancelled or replaced: nobody will ask."""
-        self._logs.pop(key, None)
+        if self._logs.pop(key, None) is None:
+            return
         self._over.pop(key, None)
+        keys = self._keys[key.request_id]
+        keys.discard(key)
+        if not keys:
+            del self._keys[key.request_id]
 
     def expire(self, now: float) -> None:
         while self._over:

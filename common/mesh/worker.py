@@ -1,0 +1,398 @@
+"""A worker as a pure machine: dispatches and cancels in, tokens out, KV handed to and taken from its peers.
+
+Events are method calls that take `now`; what is to be done is collected as effects, which the shell takes and performs.
+The sequence engine decides what is computed, the hand-off desk runs the transfers; this class owns what both need:
+attempts, logs, and the frames that leave.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from common.mesh.engine_values import BlocksFilled, EngineEvent, EngineLoad, Preempted, SequenceJob, TokensMade
+from common.mesh.handoff_desk import HandoffDesk, Settled
+from common.mesh.sequence import Phase
+from common.mesh.sequence_engine import SequenceEngine
+from common.mesh.worker_effects import SendControl, SendTokens, WorkerEffect
+from common.mesh.worker_sequence import WorkerSequence
+from common.protocol.attempt_floor import AttemptFloors
+from common.protocol.handoff_receiver import Receiver, refuse
+from common.protocol.messages import (
+    Accept,
+    Ack,
+    Busy,
+    Cancel,
+    ChoiceState,
+    ControlMessage,
+    Dispatch,
+    DispatchReply,
+    DispatchVerdict,
+    ForwardedCancel,
+    FrameEntry,
+    Held,
+    Hello,
+    Last,
+    Offer,
+    Ready,
+    ReadyBlock,
+    Refuse,
+    RefuseReason,
+    ReplayEntry,
+    ReplayItem,
+    SequenceState,
+    Withdraw,
+    unpack_ids,
+)
+from common.protocol.token_log import SequenceLog, TokenLogs
+from common.values.errors import PeerError
+from common.values.ids import GatewayId, RequestId, ReservationId, SequenceKey, WorkerId
+from common.values.step import StepPlan, StepResult
+from common.values.transfer import PullOutcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLimits:
+    """`offer_patience_s`: how long an offer may wait for room at the peer before the sequence is decoded here."""
+
+    max_model_len: int
+    vocab_size: int
+    offer_patience_s: float = 2.0
+
+
+@dataclass(slots=True)
+class WorkerCounters:
+    """Totals since the start; the shell shows them as metrics."""
+
+    dispatched: Counter[str] = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+
+
+class WorkerCore:
+    """`make_reservation` draws a fresh random id: identity is made by the caller."""
+
+    def __init__(
+        self,
+        *,
+        worker: WorkerId,
+        engine: SequenceEngine,
+        block_size: int,
+        limits: WorkerLimits,
+        make_reservation: Callable[[], ReservationId],
+    ) -> None:
+        self.worker = worker
+        self.counters = WorkerCounters()
+        self._engine = engine
+        self._limits = limits
+        self._floors = AttemptFloors()
+        self._logs = TokenLogs()
+        self._sequences: dict[SequenceKey, WorkerSequence] = {}
+        self._effects: list[WorkerEffect] = []
+        self._draining = False
+        self.desk = HandoffDesk(
+            engine=engine,
+            block_size=block_size,
+            patience_s=limits.offer_patience_s,
+            make_reservation=make_reservation,
+            effects=self._effects,
+        )
+
+    # ------------------------------------------------------------------ the shell's side
+
+    def take_effects(self) -> list[WorkerEffect]:
+        effects = list(self._effects)
+        self._effects.clear()
+        return effects
+
+    def plan(self) -> StepPlan | None:
+        return None if self._engine.busy else self._engine.plan()
+
+    def load(self) -> EngineLoad:
+        return self._engine.load()
+
+    def drain(self) -> None:
+        """Take no new work; what runs goes on."""
+        self._draining = True
+
+    @property
+    def idle(self) -> bool:
+        return not self._sequences and self._engine.idle
+
+    # ------------------------------------------------------------------ gateway events
+
+    def on_dispatch(self, dispatch: Dispatch, now: float) -> DispatchReply:
+        """`dispatch.prompt` is present: the shell has read it from the record where it was too large to send."""
+        prompt = unpack_ids(dispatch.prompt or b"")
+        verdict, code, message = self._judge(dispatch, prompt)
+        self.counters.dispatched[verdict] += 1
+        keys = [SequenceKey(RequestId(dispatch.request_id), state.choice) for state in dispatch.choices]
+        if verdict == "accepted" and not all(self._is_known(key, dispatch.attempt) for key in keys):
+            leader: SequenceKey | None = None
+            for key, state in zip(keys, dispatch.choices, strict=True):
+                self._place(key, state, dispatch, prompt, leader, now)
+                leader = leader if leader is not None or state.tokens else key
+        return DispatchReply(request_id=dispatch.request_id, attempt=dispatch.attempt, verdict=verdict, code=code, message=message)
+
+    def on_cancel(self, cancel: Cancel, now: float) -> None:
+        request = RequestId(cancel.request_id)
+        self._floors.cancel(request, cancel.attempt, cancel.choices, now)
+        for key, log in self._logs.of_request(request):
+            if log.attempt > cancel.attempt or (cancel.choices is not None and key.choice not in cancel.choices):
+                continue
+            sequence = self._sequences.get(key)
+            if sequence is not None:
+                self._give_up(sequence, now)
+                self.counters.ended["cancelled"] += 1
+            elif log.state == "moved" and log.moved_to is not None:
+                message = ForwardedCancel(request_id=request, choice=key.choice, attempt=cancel.attempt)
+                self._effects.append(SendControl(peer=log.moved_to, message=message))
+                self._logs.forget(key)
+        self.desk.serve_queue()
+
+    def on_replay(self, items: Iterable[ReplayItem]) -> list[ReplayEntry]:
+        """Missing tokens and the state of each sequence asked for; this is also the gateway's probe."""
+        return [self._replay(item) for item in items]
+
+    # ------------------------------------------------------------------ engine events
+
+    def on_step(self, result: StepResult, now: float) -> None:
+        frames: dict[GatewayId, list[FrameEntry]] = {}
+        for event in self._engine.complete(result):
+            self._on_engine_event(event, frames, now)
+        tokens = [SendTokens(gateway=gateway, entries=tuple(entries)) for gateway, entries in frames.items()]
+        self._effects[:0] = tokens  # the client's tokens leave before anything else that this step brought about
+        self.desk.serve_queue()
+
+    def on_sealed(self, key: SequenceKey, attempt: int, blocks: Sequence[ReadyBlock], *, complete: bool, now: float) -> None:
+        sequence = self._sequences.get(key)
+        if sequence is not None and sequence.attempt == attempt:
+            self._settle(self.desk.sealed(sequence, blocks, complete=complete), now)
+
+    # ------------------------------------------------------------------ peer events
+
+    def on_peer_joined(self, peer: WorkerId) -> None:
+        """A control connection is up and the two can pair."""
+        self.desk.peer_joined(peer)
+
+    def on_peer_lost(self, peer: WorkerId, now: float) -> None:
+        self._settle(self.desk.peer_lost(peer, list(self._sequences.values())), now)
+
+    def on_control(self, peer: WorkerId, message: ControlMessage, now: float) -> None:
+        self.desk.count_handled(peer)
+        match message:
+            case Hello():
+                raise PeerError("a second hello on one connection")
+            case Held():
+                self._settle(self.desk.held(peer, message, list(self._sequences.values())), now)
+            case Offer():
+                self._on_offer(peer, message, now)
+            case Ready() | Last() | Withdraw():
+                sequence = self._sequence_of(message.request_id, message.choice, message.attempt)
+                self._settle(self.desk.sender_message(peer, message, sequence), now)
+            case Accept() | Busy() | Refuse() | Ack():
+                sequence = self._sequence_of(message.request_id, message.choice, message.attempt)
+                if sequence is not None and sequence.peer == peer:
+                    self._settle(self.desk.receiver_message(sequence, message), now)
+            case ForwardedCancel():
+                cancel = Cancel(request_id=message.request_id, attempt=message.attempt, choices=[message.choice])
+                self.on_cancel(cancel, now)
+
+    def on_pulled(self, ticket: int, outcomes: Sequence[PullOutcome], now: float) -> None:
+        self._settle(self.desk.pulled(ticket, outcomes), now)
+        self.desk.serve_queue()
+
+    def on_tick(self, now: float) -> None:
+        """Once a second or so: expire, list what is held with each peer, end the patience with busy peers."""
+        self._floors.expire(now)
+        self._logs.expire(now)
+        self._settle(self.desk.tick(now, list(self._sequences.values())), now)
+        self.desk.serve_queue()
+
+    def check_invariants(self) -> None:
+        self._engine.check_invariants()
+        self.desk.check_invariants()
+        for sequence in self._sequences.values():
+            if sequence.sender is not None:
+                sequence.sender.check_invariants()
+            if sequence.receiver is not None:
+                sequence.receiver.check_invariants()
+
+    # ------------------------------------------------------------------ placing
+
+    def _judge(self, dispatch: Dispatch, prompt: tuple[int, ...]) -> tuple[DispatchVerdict, str, str]:
+        limits = self._limits
+        if not prompt:
+            return "refused", "invalid_request", "the prompt is empty"
+        if len(prompt) >= limits.max_model_len:
+            message = f"the prompt has {len(prompt)} tokens; this model takes at most {limits.max_model_len - 1}"
+            return "refused", "context_length_exceeded", message
+        if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
+            return "refused", "invalid_request", f"token ids must be between 0 and {limits.vocab_size - 1}"
+        if not self._engine.can_ever_fit(len(prompt), dispatch.sampling.max_tokens):
+            message = "prompt and max_tokens do not fit the KV cache of a worker even when it is empty: ask for fewer tokens"
+            return "refused", "kv_cache_too_small", message
+        keys = [SequenceKey(RequestId(dispatch.request_id), state.choice) for state in dispatch.choices]
+        if any(self._floors.is_stale(key, dispatch.attempt) for key in keys):
+            return "stale", "", ""
+        if all(self._is_known(key, dispatch.attempt) for key in keys):
+            return "accepted", "", ""
+        if self._draining or not self._engine.has_room_to_queue(len(keys)):
+            return "full", "", ""
+        return "accepted", "", ""
+
+    def _is_known(self, key: SequenceKey, attempt: int) -> bool:
+        log = self._logs.get(key)
+        return log is not None and log.attempt == attempt
+
+    def _place(
+        self,
+        key: SequenceKey,
+        state: ChoiceState,
+        dispatch: Dispatch,
+        prompt: tuple[int, ...],
+        leader: SequenceKey | None,
+        now: float,
+    ) -> None:
+        self._admit(key, dispatch.attempt, now)
+        target = WorkerId(dispatch.decode_worker) if dispatch.decode_worker else None
+        one_more_ends_it = len(state.tokens) + 1 >= dispatch.sampling.max_tokens
+        hand_off = target not in (None, self.worker) and not one_more_ends_it and target in self.desk.peers
+        job = SequenceJob(
+            key=key,
+            prompt=prompt,
+            given=tuple(state.tokens),
+            sampling=dispatch.sampling,
+            salt=dispatch.salt,
+            hand_off=hand_off,
+            after=None if state.tokens else leader,
+        )
+        self._engine.submit(job)
+        log = SequenceLog(gateway=GatewayId(dispatch.gateway), attempt=dispatch.attempt, tokens=list(state.tokens))
+        self._sequences[key] = WorkerSequence(
+            key=key,
+            attempt=dispatch.attempt,
+            gateway=log.gateway,
+            job=job,
+            log=self._logs.open(key, log),
+            peer=target if hand_off else None,
+            leader=job.after,
+            remaining_s=dispatch.remaining_s,
+        )
+
+    def _on_offer(self, peer: WorkerId, offer: Offer, now: float) -> None:
+        key = SequenceKey(RequestId(offer.request_id), offer.choice)
+        prompt = unpack_ids(offer.prompt)
+        reason = self._reason_to_refuse(key, offer, prompt)
+        if reason is not None:
+            self._effects.append(SendControl(peer=peer, message=refuse(offer, reason)))
+            return
+        self._admit(key, offer.attempt, now)
+        log = SequenceLog(gateway=GatewayId(offer.gateway), attempt=offer.attempt, tokens=list(offer.tokens))
+        given = tuple(offer.tokens)
+        self._sequences[key] = sequence = WorkerSequence(
+            key=key,
+            attempt=offer.attempt,
+            gateway=log.gateway,
+            job=SequenceJob(key=key, prompt=prompt, given=given, sampling=offer.sampling, salt=offer.salt),
+            log=self._logs.open(key, log),
+            peer=peer,
+            receiver=Receiver(offer, peer),
+            remaining_s=offer.remaining_s,
+        )
+        self.desk.take_offer(sequence)
+
+    def _reason_to_refuse(self, key: SequenceKey, offer: Offer, prompt: tuple[int, ...]) -> RefuseReason | None:
+        current = self._sequences.get(key)
+        if self._floors.is_stale(key, offer.attempt) or (current is not None and current.attempt >= offer.attempt):
+            return "stale"
+        whole = len(prompt) + len(offer.tokens)
+        if not prompt or whole > self._limits.max_model_len or not 0 < offer.positions <= whole:
+            return "mismatch"
+        if not self._engine.can_ever_fit(len(prompt), offer.sampling.max_tokens):
+            return "never_fits"
+        return "draining" if self._draining else None
+
+    def _admit(self, key: SequenceKey, attempt: int, now: float) -> None:
+        """A higher attempt replaces a lower one on the same worker: replacing is cancelling."""
+        current = self._sequences.get(key)
+        if current is not None:
+            self._give_up(current, now)
+        self._floors.admit(key, attempt, now)
+
+    # ------------------------------------------------------------------ what happened
+
+    def _on_engine_event(self, event: EngineEvent, frames: dict[GatewayId, list[FrameEntry]], now: float) -> None:
+        sequence = self._sequences[event.key]
+        match event:
+            case TokensMade(new=new):
+                sequence.log.append(new)
+                self.counters.tokens += len(new.tokens)
+                entry = FrameEntry(request_id=event.key.request_id, choice=event.key.choice, attempt=sequence.attempt, new=new)
+                frames.setdefault(sequence.gateway, []).append(entry)
+                if new.ending is not None:
+                    self._on_ended(sequence, new.ending.reason, now)
+                else:
+                    sequence.log.state = "running"
+                    self._settle(self.desk.token_made(sequence), now)
+            case BlocksFilled():
+                leader = self._sequences.get(sequence.leader) if sequence.leader is not None else None
+                leader_busy = leader is not None and leader.peer is not None
+                self._settle(self.desk.filled(sequence, event, now, leader_busy=leader_busy), now)
+            case Preempted():
+                sequence.log.state = "preempted"
+
+    def _on_ended(self, sequence: WorkerSequence, reason: str, now: float) -> None:
+        self.counters.ended[reason] += 1
+        self.desk.give_up(sequence)
+        del self._sequences[sequence.key]
+        self._logs.close(sequence.key, "ended", now)
+        self._offer_followers(sequence.key, now)
+
+    def _settle(self, settled: Settled, now: float) -> None:
+        """Record how hand-offs ended."""
+        for sequence, settlement in settled:
+            match settlement:
+                case "moved":
+                    self._logs.close(sequence.key, "moved", now, moved_to=sequence.peer)
+                    del self._sequences[sequence.key]
+                case "dropped" | "released":
+                    self._logs.forget(sequence.key)
+                    del self._sequences[sequence.key]
+                case "kept" | "running":
+                    sequence.log.state = "running"
+            self._offer_followers(sequence.key, now)
+
+    def _offer_followers(self, leader: SequenceKey, now: float) -> None:
+        """Choices that share the leader's prompt are offered once its own hand-off is over."""
+        for sequence in list(self._sequences.values()):
+            if sequence.leader == leader and sequence.awaits_offer:
+                self._settle(self.desk.offer(sequence, now), now)
+
+    def _give_up(self, sequence: WorkerSequence, now: float) -> None:
+        self.desk.give_up(sequence)
+        del self._sequences[sequence.key]
+        self._logs.forget(sequence.key)
+        self._offer_followers(sequence.key, now)
+
+    def _sequence_of(self, request: str, choice: int, attempt: int) -> WorkerSequence | None:
+        sequence = self._sequences.get(SequenceKey(RequestId(request), choice))
+        return sequence if sequence is not None and sequence.attempt == attempt else None
+
+    def _replay(self, item: ReplayItem) -> ReplayEntry:
+        key = SequenceKey(RequestId(item.request_id), item.choice)
+        log = self._logs.get(key)
+        if log is None or log.attempt != item.attempt:
+            return ReplayEntry(request_id=item.request_id, choice=item.choice, attempt=item.attempt, state="unknown")
+        return ReplayEntry(
+            request_id=item.request_id,
+            choice=item.choice,
+            attempt=item.attempt,
+            state=self._state(key, log),
+            new=log.since(item.next_index),
+            moved_to=log.moved_to,
+        )
+
+    def _state(self, key: SequenceKey, log: SequenceLog) -> SequenceState:
+        if log.state in ("queued", "running", "preempted") and self._engine.phase(key) is Phase.RUNNING:
+            return "running"
+        return log.state

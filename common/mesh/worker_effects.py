@@ -1,0 +1,58 @@
+"""What a worker's core asks its shell to do. The outcome of each comes back as the next event."""
+
+from dataclasses import dataclass
+
+from common.mesh.engine_values import FilledBlock
+from common.protocol.messages import ControlMessage, FrameEntry
+from common.values.ids import GatewayId, ReservationId, SequenceKey, WorkerId
+from common.values.transfer import BlockSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendTokens:
+    """One frame for one gateway."""
+
+    gateway: GatewayId
+    entries: tuple[FrameEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendControl:
+    peer: WorkerId
+    message: ControlMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealBlocks:
+    """Zero the tails, compute the checksums; answer with `on_sealed`."""
+
+    key: SequenceKey
+    attempt: int
+    blocks: tuple[FilledBlock, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullBlocks:
+    """Copy blocks out of a peer's region; answer with `on_pulled(ticket, …)`, whatever becomes of it."""
+
+    ticket: int
+    peer: WorkerId
+    reservation: ReservationId
+    blocks: tuple[BlockSource, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantBlocks:
+    """Block → generation: what the holder of the reservation may read from now on."""
+
+    reservation: ReservationId
+    blocks: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeGrant:
+    reservation: ReservationId
+
+
+WorkerEffect = SendTokens | SendControl | SealBlocks | PullBlocks | GrantBlocks | RevokeGrant

@@ -1,0 +1,38 @@
+"""The record of one sequence at a worker: which attempt, for whom, and where its hand-off stands."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common.mesh.engine_values import SequenceJob
+from common.protocol.handoff_receiver import Receiver
+from common.protocol.handoff_sender import Sender
+from common.protocol.messages import ReadyBlock
+from common.protocol.token_log import SequenceLog
+from common.values.ids import GatewayId, SequenceKey, WorkerId
+
+Settlement = Literal["moved", "kept", "dropped", "running", "released"]
+"""How a hand-off ended: for its sender `moved`, `kept` (decoded here) or `dropped`; for its receiver `running` or `released`."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class WorkerSequence:
+    """`peer` is the other side of a hand-off that is planned or under way, None where the sequence runs here alone.
+
+    `leader` is the choice whose prompt this one shares: it is handed off first, so that the receiver knows the blocks.
+    Blocks that were sealed before there is an offer wait in `sealed`.
+    """
+
+    key: SequenceKey
+    attempt: int
+    gateway: GatewayId
+    job: SequenceJob
+    log: SequenceLog
+    peer: WorkerId | None = None
+    leader: SequenceKey | None = None
+    sender: Sender | None = None
+    receiver: Receiver | None = None
+    offer_index: int = 0
+    remaining_s: float | None = None
+    awaits_offer: bool = False
+    sealed: list[ReadyBlock] = field(default_factory=list)
+    sealed_all: bool = False
