@@ -51,4 +51,4 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
 def _unreachable(name: str) -> str:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return f"{name} is not in this host's hub cache, and HF_HUB_OFFLINE forbids fetching it"
-    return f"{name} is no file or folder here, nor in this host's hub cache, and the model hub cannot be reached: name a folder or .gguf file"
+    return f"{name} is no file or folder here, nor in the hub cache, and the model hub cannot be reached: name a folder or .gguf file"
