@@ -58,6 +58,15 @@ class _Pull:
 
 
 @dataclass(slots=True)
+class _Seal:
+    """Checksums that are being computed. `pin` keeps the blocks as they are."""
+
+    sequence: WorkerSequence
+    pin: int
+    complete: bool
+
+
+@dataclass(slots=True)
 class HandoffCounters:
     """Totals since the start, by outcome and by the reason why a block could not be used."""
 
@@ -87,6 +96,7 @@ class HandoffDesk:
         self._peers: dict[WorkerId, PeerCounts] = {}
         self._queue: deque[WorkerSequence] = deque()
         self._pulls: dict[int, _Pull] = {}
+        self._seals: dict[int, _Seal] = {}
         self._tickets = 0
         self._offers = 0
 
@@ -149,7 +159,10 @@ class HandoffDesk:
 
     def filled(self, sequence: WorkerSequence, event: BlocksFilled, now: float, *, leader_busy: bool) -> Settled:
         """Blocks of a prompt are final: seal them, and offer the sequence with the first of them."""
-        self._effects.append(SealBlocks(key=sequence.key, attempt=sequence.attempt, blocks=event.blocks, complete=event.complete))
+        self._tickets += 1
+        pin = self._engine.pin(sequence.key)
+        self._seals[self._tickets] = _Seal(sequence, pin, event.complete)
+        self._effects.append(SealBlocks(ticket=self._tickets, blocks=event.blocks))
         if sequence.sender is None:
             sequence.awaits_offer = True
         return [] if leader_busy else self.offer(sequence, now)
@@ -175,12 +188,16 @@ class HandoffDesk:
             return []
         return self._sender_did(sequence, sequence.sender.token_made(tokens))
 
-    def sealed(self, sequence: WorkerSequence, blocks: Sequence[ReadyBlock], *, complete: bool) -> Settled:
+    def sealed(self, ticket: int, blocks: Sequence[ReadyBlock]) -> Settled:
+        """A seal is back; where the sequence is over meanwhile, only its blocks are let go."""
+        seal = self._seals.pop(ticket)
+        self._engine.unpin(seal.pin)
+        sequence = seal.sequence
         if sequence.sender is None:
             sequence.sealed.extend(blocks)
-            sequence.sealed_all = sequence.sealed_all or complete
+            sequence.sealed_all = sequence.sealed_all or seal.complete
             return []
-        return self._sender_did(sequence, sequence.sender.sealed(blocks, complete=complete))
+        return self._sender_did(sequence, sequence.sender.sealed(blocks, complete=seal.complete))
 
     def receiver_message(self, sequence: WorkerSequence, message: ReceiverMessage) -> Settled:
         sender = sequence.sender

@@ -23,7 +23,8 @@ class Sequence:
     """`tokens` is the prompt followed by all new tokens; K and V of positions below `computed` are in `blocks`.
 
     `handle` names it to the step engine; a sequence that starts again (after preemption) gets a new one.
-    `reported` blocks were announced as filled, `named` blocks are in the prefix index.
+    `reported` blocks were announced as filled, `named` blocks are in the prefix index. While `pins` is above zero somebody
+    outside the engine works on its blocks: they are neither freed nor written to.
     """
 
     job: SequenceJob
@@ -39,6 +40,8 @@ class Sequence:
     reported: int = 0
     announced: bool = False
     in_step: bool = False
+    pins: int = 0
+    keep_when_unpinned: bool = False
     released: bool = False
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
 

@@ -54,6 +54,7 @@ class SequenceEngine:
         self._sequences: dict[SequenceKey, Sequence] = {}
         self._waiting: list[Sequence] = []
         self._abandoned: dict[int, Sequence] = {}
+        self._pinned: dict[int, Sequence] = {}
         self._ends: list[int] = []
         self._step: tuple[StepPlan, list[Sequence]] | None = None
         self._handles = 0
@@ -118,7 +119,9 @@ class SequenceEngine:
         """The hand-off came to nothing: decode here."""
         sequence = self._sequences[key]
         sequence.job = _without_hand_off(sequence.job)
-        if sequence.phase is Phase.HELD:
+        if sequence.phase is Phase.HELD and sequence.pins:
+            sequence.keep_when_unpinned = True
+        elif sequence.phase is Phase.HELD:
             sequence.phase = Phase.RUNNING
 
     def release(self, key: SequenceKey) -> None:
@@ -129,8 +132,27 @@ class SequenceEngine:
         if sequence.phase is Phase.WAITING:
             self._waiting.remove(sequence)
         sequence.released = True
-        if not sequence.in_step:
+        if not sequence.in_step and not sequence.pins:
             self._free(sequence)
+
+    def pin(self, key: SequenceKey) -> int:
+        """Somebody works on this sequence's blocks (seals them): they stay taken and unchanged until `unpin`."""
+        sequence = self._sequences[key]
+        sequence.pins += 1
+        self._pinned[sequence.handle] = sequence
+        return sequence.handle
+
+    def unpin(self, handle: int) -> None:
+        sequence = self._pinned[handle]
+        sequence.pins -= 1
+        if sequence.pins:
+            return
+        del self._pinned[handle]
+        if sequence.released and not sequence.in_step:
+            self._free(sequence)
+        elif sequence.keep_when_unpinned:
+            sequence.keep_when_unpinned = False
+            sequence.phase = Phase.RUNNING
 
     def abandon(self, key: SequenceKey) -> int:
         """Like `release` for a landing into which a copy still runs: its blocks stay taken until `reclaim`."""
@@ -187,7 +209,8 @@ class SequenceEngine:
         for row, sequence, outcome in zip(plan.rows, sequences, result.rows, strict=True):
             sequence.in_step = False
             if sequence.released:
-                self._free(sequence)
+                if not sequence.pins:
+                    self._free(sequence)
                 continue
             self._computed_tokens += row.count
             events.extend(self._apply(sequence, row, outcome))
@@ -204,7 +227,7 @@ class SequenceEngine:
 
     @property
     def idle(self) -> bool:
-        return not self._sequences and not self._abandoned and self._step is None
+        return not (self._sequences or self._abandoned or self._pinned or self._step)
 
     def holds(self, key: SequenceKey) -> bool:
         return key in self._sequences
@@ -240,7 +263,8 @@ class SequenceEngine:
             if sequence.computed > len(sequence.tokens) or len(sequence.blocks) < self._layout.blocks_for(sequence.computed):
                 raise InvariantBroken(f"{sequence.job.key} has computed more than it has tokens or blocks for")
         zombies = [] if self._step is None else [s for s in self._step[1] if s.released]
-        owned = {b for s in (*self._sequences.values(), *self._abandoned.values(), *zombies) for b in s.blocks}
+        owners = (*self._sequences.values(), *self._abandoned.values(), *self._pinned.values(), *zombies)
+        owned = {b for s in owners for b in s.blocks}
         if len(owned) != self._pool.held:
             raise InvariantBroken(f"{self._pool.held} blocks are held, but sequences own {len(owned)}")
 
@@ -322,7 +346,10 @@ class SequenceEngine:
     def _choose_victim(self) -> Sequence | None:
         running = [s for s in self._sequences.values() if s.phase is Phase.RUNNING]
         handle = choose_victim(
-            [Candidate(handle=s.handle, arrived=s.arrived, protected=s.job.hand_off and s.reported > 0) for s in running]
+            [
+                Candidate(handle=s.handle, arrived=s.arrived, protected=s.pins > 0 or (s.job.hand_off and s.reported > 0))
+                for s in running
+            ]
         )
         return next((s for s in running if s.handle == handle), None)
 

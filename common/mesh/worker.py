@@ -163,10 +163,9 @@ class WorkerCore:
         self._effects[:0] = tokens  # the client's tokens leave before anything else that this step brought about
         self.desk.serve_queue()
 
-    def on_sealed(self, key: SequenceKey, attempt: int, blocks: Sequence[ReadyBlock], *, complete: bool, now: float) -> None:
-        sequence = self._sequences.get(key)
-        if sequence is not None and sequence.attempt == attempt:
-            self._settle(self.desk.sealed(sequence, blocks, complete=complete), now)
+    def on_sealed(self, ticket: int, blocks: Sequence[ReadyBlock], now: float) -> None:
+        self._settle(self.desk.sealed(ticket, blocks), now)
+        self.desk.serve_queue()
 
     # ------------------------------------------------------------------ peer events
 

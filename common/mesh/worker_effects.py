@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from common.mesh.engine_values import FilledBlock
 from common.protocol.messages import ControlMessage, FrameEntry
-from common.values.ids import GatewayId, ReservationId, SequenceKey, WorkerId
+from common.values.ids import GatewayId, ReservationId, WorkerId
 from common.values.transfer import BlockSource
 
 
@@ -24,12 +24,10 @@ class SendControl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealBlocks:
-    """Zero the tails, compute the checksums; answer with `on_sealed`."""
+    """Zero the tails, compute the checksums; answer with `on_sealed(ticket, …)` in any case: the blocks stay pinned until then."""
 
-    key: SequenceKey
-    attempt: int
+    ticket: int
     blocks: tuple[FilledBlock, ...]
-    complete: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

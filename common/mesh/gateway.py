@@ -1,0 +1,385 @@
+"""A gateway as a pure machine: it owns requests, places them, follows their tokens, and places them again when a worker
+is lost.
+
+Events are method calls that take `now`; effects are collected for the shell. Fencing is by attempt: one placement, one
+number; whatever carries a lower one is dropped. A silent or broken stream is probed (a replay request is the probe).
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+
+from common.mesh.gateway_effects import Accepted, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
+from common.mesh.gateway_request import GatewayRequest
+from common.mesh.worker_registry import WorkerRegistry
+from common.policy.routing import place
+from common.protocol.messages import (
+    Cancel,
+    ChoiceState,
+    Dispatch,
+    DispatchReply,
+    FrameEntry,
+    ReplayEntry,
+    ReplayItem,
+    Snapshot,
+    TokenFrame,
+    pack_ids,
+)
+from common.protocol.token_stream import TokenStream
+from common.values.errors import (
+    ContextTooLong,
+    InvalidRequest,
+    NeverFits,
+    Overloaded,
+    RequestFailed,
+    SegueError,
+    Unavailable,
+)
+from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, WorkerId
+from common.values.sampling import SamplingParameters
+from common.values.tokens import NewTokens
+
+GAP_S = 0.05
+SILENCE_S = 0.25
+MAX_UNANSWERED = 3
+MAX_LOSSES = 3
+MAX_RAISES = 64
+PATIENCE_S = 30.0
+REMEMBERED_ENDS = 4096
+_REFUSALS: dict[str, type[InvalidRequest | ContextTooLong | NeverFits]] = {
+    "context_length_exceeded": ContextTooLong,
+    "kv_cache_too_small": NeverFits,
+}
+
+
+class GatewayCore:
+    """`max_prompt_bytes`: larger prompts are not sent along; the worker reads them in the request record."""
+
+    def __init__(self, *, gateway: GatewayId, incarnation: Incarnation, max_prompt_bytes: int) -> None:
+        self.registry = WorkerRegistry()
+        self.counters: Counter[str] = Counter()
+        self._gateway = gateway
+        self._incarnation = incarnation
+        self._max_prompt_bytes = max_prompt_bytes
+        self._requests: dict[RequestId, GatewayRequest] = {}
+        self._ended: OrderedDict[RequestId, None] = OrderedDict()
+        self._effects: list[GatewayEffect] = []
+
+    def take_effects(self) -> list[GatewayEffect]:
+        effects = list(self._effects)
+        self._effects.clear()
+        return effects
+
+    @property
+    def active(self) -> int:
+        return len(self._requests)
+
+    def active_ids(self) -> list[RequestId]:
+        return list(self._requests)
+
+    def get_timer(self, now: float) -> float | None:
+        """When `on_tick` is due; None while nothing runs."""
+        return now + GAP_S if self._requests else None
+
+    # ------------------------------------------------------------------ the client's events
+
+    def start(
+        self,
+        *,
+        request_id: RequestId,
+        model: ModelKey,
+        prompt: tuple[int, ...],
+        sampling: SamplingParameters,
+        choices: int,
+        salt: bytes,
+        deadline: float | None,
+        now: float,
+    ) -> None:
+        """Place a request. Raises Unavailable where no worker of the model is ready."""
+        if not any(s.state == "ready" for s in self.registry.group(model)):
+            raise Unavailable(f"no worker that serves {model.name} is ready", retry_after_s=2.0)
+        request = GatewayRequest(
+            request_id=request_id,
+            model=model,
+            prompt=prompt,
+            sampling=sampling,
+            salt=salt,
+            streams={choice: TokenStream(choice=choice) for choice in range(choices)},
+            deadline=deadline,
+        )
+        self._requests[request_id] = request
+        self._place(request, now)
+
+    def cancel(self, request_id: RequestId, choice: int | None) -> None:
+        """The client left, or a stop string was matched: nothing more of it is wanted."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        if choice is not None and choice in request.streams:
+            request.streams[choice].ended = True
+        if choice is None or not request.unfinished():
+            self._cancel_workers(request, request.attempt, None)
+            self._end(request, None)
+        else:
+            self._cancel_workers(request, request.attempt, [choice])
+
+    # ------------------------------------------------------------------ the mesh's events
+
+    def on_snapshot(self, message: Snapshot, now: float) -> None:
+        self.registry.observe(message.snapshot, now, gone=message.gone)
+        for request in list(self._requests.values()):
+            if request.waits_since is not None:
+                self._place(request, now)
+
+    def on_dispatch_answer(
+        self, request_id: RequestId, attempt: int, worker: WorkerId, reply: DispatchReply | None, now: float
+    ) -> None:
+        """`reply` is None where none came in time: the worker is probed."""
+        request = self._current(request_id, attempt)
+        if request is None or request.answered:
+            return
+        if reply is None:
+            request.unanswered += 1
+            self._probe(request, request.unfinished(), now)
+            return
+        request.answered = True
+        match reply.verdict:
+            case "accepted":
+                self._accept(request)
+            case "full" | "stale":
+                self.counters[f"dispatch_{reply.verdict}"] += 1
+                self._raise_attempt(request, now, lost=None, full=worker)
+            case "refused":
+                error = _REFUSALS.get(reply.code, InvalidRequest)(reply.message)
+                self._end(request, error)
+
+    def on_frame(self, frame: TokenFrame, now: float) -> None:
+        worker = WorkerId(frame.worker)
+        for entry in frame.entries:
+            request = self._requests.get(RequestId(entry.request_id))
+            if request is None or entry.attempt < request.attempt:
+                self._cancel_stray(worker, entry)
+            elif entry.attempt == request.attempt and entry.choice in request.streams:
+                request.involved.add(worker)
+                self._accept(request)
+                self._take(request, entry.choice, worker, entry.new, now)
+
+    def on_replay_answer(
+        self,
+        worker: WorkerId,
+        items: Sequence[ReplayItem],
+        entries: Iterable[ReplayEntry] | None,
+        now: float,
+        *,
+        broker_alive: bool,
+    ) -> None:
+        """`entries` is None where no answer came; that counts only while the broker itself answers."""
+        if entries is None:
+            for request_id, attempt in sorted({(RequestId(i.request_id), i.attempt) for i in items}):
+                self._not_answered(request_id, attempt, worker, now, broker_alive=broker_alive)
+            return
+        for entry in entries:
+            request = self._current(RequestId(entry.request_id), entry.attempt)
+            if request is not None and entry.choice in request.streams:
+                self._on_replay_entry(request, worker, entry, now)
+        for item in items:
+            request = self._current(RequestId(item.request_id), item.attempt)
+            if request is not None:
+                request.asked.discard(item.choice)
+
+    def on_tick(self, now: float) -> None:
+        """Every 50 ms while requests run: gaps and silences are probed, deadlines kept."""
+        self.registry.expire(now)
+        asked: dict[WorkerId, list[ReplayItem]] = {}
+        for request in list(self._requests.values()):
+            if request.deadline is not None and now > request.deadline:
+                self._fail(request, RequestFailed("the request's deadline has passed", code="deadline_exceeded", status=504))
+            elif request.waits_since is not None:
+                self._place(request, now)
+            elif request.answered:
+                for stream in request.unfinished():
+                    if self._needs_probe(request, stream, now):
+                        request.asked.add(stream.choice)
+                        asked.setdefault(request.source[stream.choice], []).append(_item(request, stream))
+        for worker, items in asked.items():
+            self.counters["probes"] += 1
+            self._effects.append(SendReplay(worker=worker, items=tuple(items)))
+
+    # ------------------------------------------------------------------ private
+
+    def _current(self, request_id: RequestId, attempt: int) -> GatewayRequest | None:
+        request = self._requests.get(request_id)
+        return request if request is not None and request.attempt == attempt else None
+
+    def _place(self, request: GatewayRequest, now: float) -> None:
+        unfinished = request.unfinished()
+        needs_decode = any(len(s.tokens) + 1 < request.sampling.max_tokens for s in unfinished)
+        placement = place(
+            self.registry.group(request.model),
+            self.registry.pending,
+            prompt_tokens=len(request.prompt) + max(len(s.tokens) for s in unfinished),
+            needs_decode=needs_decode,
+            avoid=request.avoid,
+        )
+        if placement is None:
+            request.waits_since = now if request.waits_since is None else request.waits_since
+            if now - request.waits_since > PATIENCE_S:
+                self._fail(request, Unavailable(f"no worker that serves {request.model.name} is left"))
+            return
+        request.waits_since = None
+        request.attempt += 1
+        request.worker = placement.worker
+        request.answered = False
+        request.unanswered = 0
+        request.asked.clear()
+        request.involved = {placement.worker} | ({placement.decode} if placement.decode is not None else set())
+        for stream in unfinished:
+            stream.raise_attempt(request.attempt)
+            request.source[stream.choice] = placement.worker
+            request.heard_at[stream.choice] = now
+        self.registry.dispatched(placement.worker, len(request.prompt), 0 if placement.decode else len(unfinished))
+        if placement.decode is not None:
+            self.registry.dispatched(placement.decode, 0, len(unfinished))
+        dispatch = self._dispatch(request, placement.decode, now)
+        self._effects.append(SendDispatch(worker=placement.worker, dispatch=dispatch))
+
+    def _dispatch(self, request: GatewayRequest, decode: WorkerId | None, now: float) -> Dispatch:
+        prompt = pack_ids(request.prompt)
+        return Dispatch(
+            request_id=request.request_id,
+            attempt=request.attempt,
+            gateway=self._gateway,
+            incarnation=self._incarnation,
+            model=request.model,
+            prompt=prompt if len(prompt) <= self._max_prompt_bytes else None,
+            choices=[ChoiceState(choice=s.choice, tokens=list(s.tokens)) for s in request.unfinished()],
+            sampling=request.sampling,
+            decode_worker=decode,
+            salt=request.salt,
+            remaining_s=None if request.deadline is None else max(0.0, request.deadline - now),
+        )
+
+    def _accept(self, request: GatewayRequest) -> None:
+        request.answered = True
+        request.unanswered = 0
+        if not request.accepted:
+            request.accepted = True
+            self._effects.append(Accepted(request_id=request.request_id))
+
+    def _take(self, request: GatewayRequest, choice: int, worker: WorkerId, new: NewTokens, now: float) -> None:
+        stream = request.streams[choice]
+        delivered = stream.accept(request.attempt, new)
+        if not delivered:
+            return
+        request.source[choice] = worker
+        request.heard_at[choice] = now
+        request.losses = request.raises = 0
+        request.avoid.clear()
+        for fresh in delivered:
+            self._effects.append(Deliver(request_id=request.request_id, choice=choice, new=fresh))
+        if not request.unfinished():
+            self._end(request, None)
+
+    def _needs_probe(self, request: GatewayRequest, stream: TokenStream, now: float) -> bool:
+        if stream.choice in request.asked:
+            return False
+        silent = now - request.heard_at[stream.choice]
+        if stream.has_gap:
+            return silent > GAP_S
+        source = self.registry.get(request.source[stream.choice])
+        patience = max(SILENCE_S, 4.0 * source.seconds_per_step) if source is not None else SILENCE_S
+        return silent > patience
+
+    def _probe(self, request: GatewayRequest, streams: Sequence[TokenStream], now: float) -> None:
+        by_worker: dict[WorkerId, list[ReplayItem]] = {}
+        for stream in streams:
+            request.asked.add(stream.choice)
+            by_worker.setdefault(request.source[stream.choice], []).append(_item(request, stream))
+        for worker, items in by_worker.items():
+            self.counters["probes"] += 1
+            self._effects.append(SendReplay(worker=worker, items=tuple(items)))
+
+    def _on_replay_entry(self, request: GatewayRequest, worker: WorkerId, entry: ReplayEntry, now: float) -> None:
+        request.unanswered = 0
+        request.asked.discard(entry.choice)
+        stream = request.streams[entry.choice]
+        if stream.ended:
+            return
+        if entry.state == "unknown":
+            if request.source[entry.choice] == worker:
+                self.counters["unknown"] += 1
+                self._raise_attempt(request, now, lost=None, full=None)
+            return
+        self._accept(request)
+        request.heard_at[entry.choice] = now
+        if entry.new is not None:
+            self._take(request, entry.choice, worker, entry.new, now)
+        if entry.state == "moved" and entry.moved_to is not None and not stream.ended:
+            target = WorkerId(entry.moved_to)
+            request.involved.add(target)
+            if request.source[entry.choice] == worker and request.request_id in self._requests:
+                request.source[entry.choice] = target
+
+    def _not_answered(self, request_id: RequestId, attempt: int, worker: WorkerId, now: float, *, broker_alive: bool) -> None:
+        request = self._current(request_id, attempt)
+        if request is None:
+            return
+        request.asked.clear()
+        if not broker_alive:
+            request.heard_at = dict.fromkeys(request.heard_at, now)
+            return
+        request.unanswered += 1
+        gone = self.registry.get(worker) is None
+        if request.unanswered >= MAX_UNANSWERED or gone:
+            self._raise_attempt(request, now, lost=worker, full=None)
+        elif not request.answered:
+            self._probe(request, request.unfinished(), now)
+
+    def _raise_attempt(self, request: GatewayRequest, now: float, *, lost: WorkerId | None, full: WorkerId | None) -> None:
+        """Only a lost worker counts against the request."""
+        self._cancel_workers(request, request.attempt, None)
+        request.raises += 1
+        if lost is not None:
+            self.counters["workers_lost"] += 1
+            request.losses += 1
+            request.avoid.add(lost)
+        if full is not None:
+            if full in request.avoid and not request.accepted:
+                self._fail(request, Overloaded("every worker's queue is full", retry_after_s=1.0))
+                return
+            request.avoid.add(full)
+        if request.losses >= MAX_LOSSES:
+            message = f"{request.losses} workers were lost while they ran this request"
+            self._fail(request, RequestFailed(message, code="worker_lost", status=502))
+        elif request.raises >= MAX_RAISES:
+            self._fail(request, Unavailable("the mesh could not place this request"))
+        else:
+            self._place(request, now)
+
+    def _cancel_workers(self, request: GatewayRequest, attempt: int, choices: list[int] | None) -> None:
+        cancel = Cancel(request_id=request.request_id, attempt=attempt, choices=choices)
+        for worker in sorted(request.involved):
+            self._effects.append(SendCancel(worker=worker, cancel=cancel))
+
+    def _cancel_stray(self, worker: WorkerId, entry: FrameEntry) -> None:
+        """A frame of a dead attempt, or of a request that is over: its sequence should not run. A request that has just
+        ended here was cancelled or has ended there: its last frames are no surprise."""
+        if RequestId(entry.request_id) in self._ended or entry.new.ending is not None:
+            return
+        self.counters["stray_frames"] += 1
+        cancel = Cancel(request_id=entry.request_id, attempt=entry.attempt)
+        self._effects.append(SendCancel(worker=worker, cancel=cancel))
+
+    def _fail(self, request: GatewayRequest, error: SegueError) -> None:
+        self._cancel_workers(request, request.attempt, None)
+        self._end(request, error)
+
+    def _end(self, request: GatewayRequest, error: SegueError | None) -> None:
+        del self._requests[request.request_id]
+        self._ended[request.request_id] = None
+        if len(self._ended) > REMEMBERED_ENDS:
+            self._ended.popitem(last=False)
+        self._effects.append(Ended(request_id=request.request_id, error=error))
+
+
+def _item(request: GatewayRequest, stream: TokenStream) -> ReplayItem:
+    return ReplayItem(request_id=request.request_id, choice=stream.choice, attempt=request.attempt, next_index=stream.next_index)

@@ -1,0 +1,57 @@
+"""What the gateway's core asks its shell to do. Dispatches and replays are answered by events."""
+
+from dataclasses import dataclass
+
+from common.protocol.messages import Cancel, Dispatch, ReplayItem
+from common.values.errors import SegueError
+from common.values.ids import RequestId, WorkerId
+from common.values.tokens import NewTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendDispatch:
+    """Answer with `on_dispatch_answer`, also where none came. The request record shows the new attempt first."""
+
+    worker: WorkerId
+    dispatch: Dispatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendCancel:
+    worker: WorkerId
+    cancel: Cancel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendReplay:
+    """Answer with `on_replay_answer`, also where none came."""
+
+    worker: WorkerId
+    items: tuple[ReplayItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A worker has the request."""
+
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deliver:
+    """Tokens for the client, in order and once."""
+
+    request_id: RequestId
+    choice: int
+    new: NewTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The request's one ending: every choice has ended (`error` None), or it failed."""
+
+    request_id: RequestId
+    error: SegueError | None = None
+
+
+GatewayEffect = SendDispatch | SendCancel | SendReplay | Accepted | Deliver | Ended

@@ -1,0 +1,64 @@
+"""The workers that a gateway knows, from their snapshots: grouped by model, forgotten when they fall silent."""
+
+from collections.abc import Iterable
+
+from common.policy.routing import PendingLoad
+from common.values.ids import ModelKey, WorkerId
+from common.values.worker import WorkerSnapshot
+
+SILENT_AFTER_S = 3.0
+
+
+class WorkerRegistry:
+    """Load that this gateway has dispatched and no snapshot shows yet is kept beside the snapshots."""
+
+    def __init__(self) -> None:
+        self._snapshots: dict[WorkerId, WorkerSnapshot] = {}
+        self._observed_at: dict[WorkerId, float] = {}
+        self.pending: dict[WorkerId, PendingLoad] = {}
+
+    def observe(self, snapshot: WorkerSnapshot, now: float, *, gone: bool = False) -> None:
+        """Take a snapshot; older ones of the same incarnation are ignored."""
+        known = self._snapshots.get(snapshot.worker)
+        if known is not None and known.incarnation == snapshot.incarnation:
+            if snapshot.sequence_number < known.sequence_number:
+                return
+        elif gone:
+            return
+        self.pending.pop(snapshot.worker, None)
+        if gone:
+            self._forget(snapshot.worker)
+            return
+        self._snapshots[snapshot.worker] = snapshot
+        self._observed_at[snapshot.worker] = now
+
+    def expire(self, now: float) -> None:
+        for worker, observed_at in list(self._observed_at.items()):
+            if now - observed_at > SILENT_AFTER_S:
+                self._forget(worker)
+
+    def refresh(self, now: float) -> None:
+        """The broker was away: nobody could be heard, so nobody was silent."""
+        self._observed_at = dict.fromkeys(self._observed_at, now)
+
+    def dispatched(self, worker: WorkerId, tokens: int, sequences: int) -> None:
+        known = self.pending.get(worker, PendingLoad())
+        self.pending[worker] = PendingLoad(sequences=known.sequences + sequences, tokens=known.tokens + tokens)
+
+    def get(self, worker: WorkerId) -> WorkerSnapshot | None:
+        return self._snapshots.get(worker)
+
+    def all(self) -> Iterable[WorkerSnapshot]:
+        return self._snapshots.values()
+
+    def group(self, model: ModelKey) -> list[WorkerSnapshot]:
+        return [s for s in self._snapshots.values() if s.model == model]
+
+    def models(self) -> list[ModelKey]:
+        """Models that at least one ready worker serves."""
+        return sorted({s.model for s in self._snapshots.values() if s.state == "ready"})
+
+    def _forget(self, worker: WorkerId) -> None:
+        self._snapshots.pop(worker, None)
+        self._observed_at.pop(worker, None)
+        self.pending.pop(worker, None)

@@ -1,0 +1,71 @@
+"""The gateway's view of one choice: tokens in order, once, from the current attempt only.
+
+The broker orders per publisher; a sequence that moves has two publishers. A frame ahead of the next index waits in a
+bounded buffer; what the buffer cannot take comes again by replay.
+"""
+
+from dataclasses import dataclass, field
+
+from common.values.errors import InvariantBroken
+from common.values.tokens import NewTokens
+
+MAX_FRAMES_AHEAD = 256
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenStream:
+    """`tokens` is what was accepted so far; the next token wanted has index `len(tokens)`."""
+
+    choice: int
+    attempt: int = 0
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+    ahead: dict[int, NewTokens] = field(default_factory=dict)
+
+    @property
+    def next_index(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def has_gap(self) -> bool:
+        return bool(self.ahead) and not self.ended
+
+    def raise_attempt(self, attempt: int) -> None:
+        """Frames of lower attempts are dropped from now on, those that waited too."""
+        if attempt <= self.attempt:
+            raise InvariantBroken(f"attempt {attempt} after {self.attempt}")
+        self.attempt = attempt
+        self.ahead.clear()
+
+    def accept(self, attempt: int, new: NewTokens) -> list[NewTokens]:
+        """What may be delivered now, in order. Duplicates and what is of another attempt yield nothing."""
+        if attempt != self.attempt or self.ended:
+            return []
+        if new.first > self.next_index:
+            if len(self.ahead) < MAX_FRAMES_AHEAD or new.first in self.ahead:
+                self.ahead[new.first] = new
+            return []
+        delivered = self._take(new)
+        while not self.ended and self.ahead:
+            first = min(self.ahead)
+            if first > self.next_index:
+                break
+            delivered += self._take(self.ahead.pop(first))
+        return delivered
+
+    def _take(self, new: NewTokens) -> list[NewTokens]:
+        known = self.next_index - new.first
+        if known > len(new.tokens) or (known == len(new.tokens) and new.ending is None):
+            return []
+        fresh = NewTokens(
+            first=self.next_index,
+            tokens=new.tokens[known:],
+            logprobs=new.logprobs[known:],
+            prompt_logprobs=new.prompt_logprobs if known == 0 else None,
+            ending=new.ending,
+        )
+        self.tokens.extend(fresh.tokens)
+        if fresh.ending is not None:
+            self.ended = True
+            self.ahead.clear()
+        return [fresh]
