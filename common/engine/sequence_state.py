@@ -1,0 +1,151 @@
+"""The sequences that an executor knows, by handle: their tokens so far and what sampling has to remember. No tensors."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.values.errors import InvariantBroken
+from common.values.step import SequenceStart, StepRow
+
+
+class TokenCounts:
+    """Each distinct token of a sequence once, with how often it is among the new ones: what penalties need, kept as it grows."""
+
+    def __init__(self, prompt: list[int], output: list[int]) -> None:
+        self._size = 0
+        self._tokens = np.zeros(256, dtype=np.int64)
+        self._outputs = np.zeros(256, dtype=np.int64)
+        self._place: dict[int, int] = {}
+        for token in prompt:
+            self._find(token)
+        for token in output:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        self._outputs[self._find(token)] += 1
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        return self._tokens[: self._size]
+
+    @property
+    def output_counts(self) -> NDArray[np.int64]:
+        return self._outputs[: self._size]
+
+    def _find(self, token: int) -> int:
+        place = self._place.setdefault(token, self._size)
+        if place == self._size:
+            if self._size == len(self._tokens):
+                self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)])
+                self._outputs = np.concatenate([self._outputs, np.zeros_like(self._outputs)])
+            self._tokens[place] = token
+            self._size += 1
+        return place
+
+
+class SequenceState:
+    """One started sequence. `failed` is sticky: once a row has faulted, later rows of the sequence fault as well."""
+
+    def __init__(self, start: SequenceStart) -> None:
+        self.handle = start.handle
+        self.choice = start.choice
+        self.prompt_length = start.prompt_length
+        self.tokens = list(start.tokens)
+        self.sampling = start.sampling
+        self.eos_token_ids = start.eos_token_ids
+        self.failed: str | None = None
+        self._counts: TokenCounts | None = None
+
+    @property
+    def new_tokens(self) -> int:
+        """How many new tokens exist: the index of the next one."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def penalised(self) -> bool:
+        sampling = self.sampling
+        return sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
+
+    @property
+    def masked_tokens(self) -> tuple[int, ...]:
+        """Tokens that may not be drawn now, because `min_tokens` is not reached."""
+        if self.new_tokens >= self.sampling.min_tokens:
+            return ()
+        return self.eos_token_ids + self.sampling.stop_token_ids
+
+    @property
+    def counts(self) -> TokenCounts:
+        if self._counts is None:
+            self._counts = TokenCounts(self.tokens[: self.prompt_length], self.tokens[self.prompt_length :])
+        return self._counts
+
+    def append(self, token: int) -> None:
+        self.tokens.append(token)
+        if self._counts is not None:
+            self._counts.add(token)
+
+
+class SequenceTable:
+    """Handles to sequences. `vocab_size` is the number of tokens that the model can take in."""
+
+    def __init__(self, *, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._states: dict[int, SequenceState] = {}
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def apply(self, ends: Iterable[int], starts: Iterable[SequenceStart]) -> None:
+        """Forget `ends` (unknown handles are let pass), then make `starts` known."""
+        for handle in ends:
+            self._states.pop(handle, None)
+        for start in starts:
+            if start.handle in self._states:
+                raise InvariantBroken(f"handle {start.handle} was started twice without an end")
+            state = SequenceState(start)
+            state.failed = self._refusal(state)
+            self._states[start.handle] = state
+
+    def get(self, handle: int) -> SequenceState | None:
+        return self._states.get(handle)
+
+    def row_fault(self, row: StepRow) -> str | None:
+        """Why this row cannot be computed, or None. Its block table is another question: `table_fault`."""
+        state = self._states.get(row.handle)
+        if state is None:
+            return f"handle {row.handle} was never started"
+        if state.failed is not None:
+            return state.failed
+        end = row.start + row.count
+        if row.count < 1 or row.start < 0 or end > len(state.tokens):
+            return f"positions {row.start} to {end} are not within the {len(state.tokens)} tokens of the sequence"
+        if row.sample and end != len(state.tokens):
+            return f"position {end - 1} is not the last of {len(state.tokens)}: no token can be drawn after it"
+        return None
+
+    def _refusal(self, state: SequenceState) -> str | None:
+        if not 1 <= state.prompt_length <= len(state.tokens):
+            return f"a prompt of {state.prompt_length} tokens cannot be the start of {len(state.tokens)} tokens"
+        if min(state.tokens) < 0 or max(state.tokens) >= self._vocab_size:
+            return f"a token id lies outside the model's vocabulary of {self._vocab_size}"
+        if any(not 0 <= token < self._vocab_size for token in state.sampling.logit_bias):
+            return f"logit_bias names a token outside the model's vocabulary of {self._vocab_size}"
+        return None
+
+
+def table_fault(row: StepRow, *, blocks: int, block_size: int) -> str | None:
+    """Why a row's block table does not serve: it must cover the row's positions and lie in the pool of `blocks` blocks."""
+    end = row.start + row.count
+    if len(row.blocks) * block_size < end:
+        return f"{len(row.blocks)} blocks do not hold {end} positions"
+    if min(row.blocks) < 0 or max(row.blocks) >= blocks:
+        return f"the block table names a block outside the pool of {blocks}"
+    return None
+
+
+def scored_positions(row: StepRow, state: SequenceState) -> int:
+    """How many positions of the row, from its start on, predict a token of the prompt (0 where none were asked for)."""
+    if not row.prompt_logprobs:
+        return 0
+    return max(0, min(row.start + row.count, state.prompt_length - 1) - row.start)

@@ -1,0 +1,177 @@
+"""Steps computed by torch: transformers' modules, our paged attention, our sampler.
+
+The rows of a plan go through the model in one forward. Where that raises, they are run one at a time, so that the row that
+breaks it fails alone. Rows that ask for prompt log-probabilities run by themselves, in slices, because the logits of every
+position of a long prompt would not fit into memory at once.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+
+from common.engine.executor import Executor
+from common.engine.forward import forward
+from common.engine.kv_cache_view import KvCacheView
+from common.engine.logprobs import position_logprobs
+from common.engine.paged_attention import PAGED_ATTENTION, register_paged_attention
+from common.engine.paged_batch import BatchRow, paged_batch
+from common.engine.sampler import Drawn, draw
+from common.engine.self_check import self_check
+from common.engine.sequence_state import SequenceState, SequenceTable, scored_positions, table_fault
+from common.values.errors import ModelError
+from common.values.kv_layout import KvLayout
+from common.values.step import RowResult, StepPlan, StepResult, StepRow
+from common.values.tokens import PositionLogprobs
+
+SLICE_POSITIONS = 256
+SLICE_LOGITS = 2**24
+"""A slice of prompt log-probabilities holds at most this many logits (64 MiB), and at most SLICE_POSITIONS positions."""
+
+logger = logging.getLogger(__name__)
+
+
+def build_torch_executor(
+    model: torch.nn.Module,
+    layout: KvLayout,
+    blocks_address: int,
+    blocks: int,
+    device: str,
+    *,
+    check: bool = True,
+    max_model_len: int | None = None,
+) -> Executor:
+    """An executor for a loaded causal language model over a region of `blocks` blocks at `blocks_address`.
+
+    With `check`, first makes sure that this architecture computes the same through paged attention as by itself, and
+    raises ModelError where it does not. `max_model_len` is the longest sequence that will be asked for.
+    """
+    register_paged_attention()
+    model.eval()
+    if check:
+        self_check(model, layout, device=device, max_model_len=max_model_len)
+    model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
+    return TorchExecutor(model, KvCacheView.over_region(layout=layout, address=blocks_address, blocks=blocks, device=device))
+
+
+class TorchExecutor:
+    """An Executor. The model must have been loaded with, or set to, PAGED_ATTENTION."""
+
+    def __init__(self, model: torch.nn.Module, cache: KvCacheView) -> None:
+        self._model = model
+        self._cache = cache
+        self._sequences = SequenceTable(vocab_size=_vocab_size(model))
+
+    def prepare_thread(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        began = time.perf_counter()
+        self._sequences.apply(plan.ends, plan.starts)
+        results: dict[int, RowResult] = {}
+        together: list[int] = []
+        with torch.inference_mode():
+            for i, row in enumerate(plan.rows):
+                fault = self._row_fault(plan.rows[:i], row)
+                if fault is not None:
+                    results[i] = self._failed(row, fault)
+                elif row.prompt_logprobs:
+                    results[i] = self._run_alone(row)
+                else:
+                    together.append(i)
+            rows = [plan.rows[i] for i in together]
+            results.update(zip(together, self._run_together(rows), strict=True))
+        ordered = tuple(results[i] for i in range(len(plan.rows)))
+        return StepResult(number=plan.number, rows=ordered, duration_s=time.perf_counter() - began)
+
+    def _row_fault(self, earlier: Sequence[StepRow], row: StepRow) -> str | None:
+        if any(other.handle == row.handle for other in earlier):
+            return f"handle {row.handle} has two rows in one step"
+        fault = self._sequences.row_fault(row)
+        return fault or table_fault(row, blocks=self._cache.blocks, block_size=self._cache.layout.block_size)
+
+    def _run_together(self, rows: Sequence[StepRow]) -> list[RowResult]:
+        if len(rows) < 2:
+            return [self._run_alone(row) for row in rows]
+        try:
+            return self._run(rows)
+        except Exception as error:
+            logger.warning("step failed, running its rows one at a time", extra={"rows": len(rows), "error": type(error).__name__})
+            return [self._run_alone(row) for row in rows]
+
+    def _run_alone(self, row: StepRow) -> RowResult:
+        try:
+            return self._run_scored(row) if row.prompt_logprobs else self._run([row])[0]
+        except Exception as error:
+            return self._failed(row, f"{type(error).__name__}: {error}")
+
+    def _run(self, rows: Sequence[StepRow]) -> list[RowResult]:
+        """One forward; nothing is remembered of it until all of it has worked."""
+        states = [self._state(row) for row in rows]
+        inputs = [
+            _batch_row(row, state, row.start, row.start + row.count, (row.count - 1,) if row.sample else ())
+            for row, state in zip(rows, states, strict=True)
+        ]
+        logits = forward(self._model, paged_batch(self._cache, inputs))
+        drawn = iter(draw(logits, [state for row, state in zip(rows, states, strict=True) if row.sample]))
+        return [self._row_result(row, next(drawn) if row.sample else None) for row in rows]
+
+    def _run_scored(self, row: StepRow) -> RowResult:
+        """The row in slices, each with the logits of all of its positions that predict a token of the prompt."""
+        state = self._state(row)
+        end, scored_end = row.start + row.count, row.start + scored_positions(row, state)
+        size = max(1, min(SLICE_POSITIONS, SLICE_LOGITS // _vocab_size(self._model)))
+        scores: list[PositionLogprobs] = []
+        drawn: Drawn | None = None
+        for first in range(row.start, end, size):
+            last = min(first + size, end)
+            samples = row.sample and last == end
+            scored = max(0, min(last, scored_end) - first)
+            wanted = [*range(scored), last - 1 - first] if samples else range(scored)
+            batch = paged_batch(self._cache, [_batch_row(row, state, first, last, wanted)])
+            logits = forward(self._model, batch)
+            if not bool(torch.isfinite(logits.sum())):
+                return self._failed(row, "the model's logits are not finite")
+            scores += _scores(logits[:scored], state, first)
+            if samples:
+                drawn = draw(logits[-1:], [state])[0]
+        return self._row_result(row, drawn, tuple(scores))
+
+    def _row_result(self, row: StepRow, drawn: Drawn | None, scores: tuple[PositionLogprobs, ...] = ()) -> RowResult:
+        if drawn is None:
+            return RowResult(handle=row.handle, prompt_logprobs=scores)
+        if drawn.fault is not None:
+            return self._failed(row, drawn.fault)
+        self._state(row).append(drawn.token)
+        return RowResult(handle=row.handle, token=drawn.token, logprobs=drawn.logprobs, prompt_logprobs=scores)
+
+    def _failed(self, row: StepRow, fault: str) -> RowResult:
+        state = self._sequences.get(row.handle)
+        if state is not None:
+            state.failed = fault
+        return RowResult(handle=row.handle, fault=fault)
+
+    def _state(self, row: StepRow) -> SequenceState:
+        state = self._sequences.get(row.handle)
+        assert state is not None, "rows are checked before they run"
+        return state
+
+
+def _batch_row(row: StepRow, state: SequenceState, first: int, last: int, kept: Sequence[int]) -> BatchRow:
+    return BatchRow(tokens=state.tokens[first:last], start=first, blocks=row.blocks, kept=kept)
+
+
+def _scores(logits: torch.Tensor, state: SequenceState, first: int) -> list[PositionLogprobs]:
+    """Log-probabilities of the prompt's tokens at `first + 1 ..`, from the logits of `first ..`, without penalties or bias."""
+    alternatives = state.sampling.prompt_logprobs or 0
+    following = state.tokens[first + 1 : first + 1 + len(logits)]
+    return [position_logprobs(row, token, alternatives) for row, token in zip(logits, following, strict=True)]
+
+
+def _vocab_size(model: torch.nn.Module) -> int:
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    size = getattr(embeddings, "num_embeddings", None)
+    if not isinstance(size, int):
+        raise ModelError(f"{type(model).__name__} has no table of input embeddings")
+    return size
