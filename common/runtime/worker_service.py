@@ -1,0 +1,441 @@
+"""The worker's shell: carries messages, steps, seals and pulls between the pure core and the world.
+
+Every event is handled in one synchronous block: the core decides, then its effects are performed. Nothing computes on the
+event loop: steps have their own thread behind the StepEngine, seals run in one thread here, copies in the transport's.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import msgspec
+
+from common.mesh.worker import WorkerCore
+from common.mesh.worker_effects import (
+    GrantBlocks,
+    PullBlocks,
+    RevokeGrant,
+    SealBlocks,
+    SendControl,
+    SendTokens,
+    WorkerEffect,
+)
+from common.ports.broker import Broker, Message
+from common.ports.kv_transport import KvRegion, KvTransport
+from common.ports.peers import PeerNetwork
+from common.ports.state_store import StateStore
+from common.ports.step_engine import StepEngine
+from common.protocol.messages import (
+    Cancel,
+    ControlMessage,
+    Dispatch,
+    DispatchReply,
+    FrameEntry,
+    Hello,
+    ReadyBlock,
+    ReplayEntry,
+    ReplayReply,
+    Snapshot,
+    TokenFrame,
+    decode_inbox,
+    decode_replay_request,
+    decode_snapshot,
+    encode,
+)
+from common.protocol.request_record import PROMPT_FIELD
+from common.protocol.subjects import Names
+from common.runtime.model_cards import CARD_RENEWAL_S, publish_card
+from common.runtime.peer_links import PeerLinks
+from common.runtime.step_meter import StepMeter
+from common.values.errors import BrokerUnavailable, PeerError, StoreUnavailable
+from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, WorkerId
+from common.values.kv_layout import Fingerprint
+from common.values.model_card import ModelCard
+from common.values.worker import Role, WorkerSnapshot, WorkerState
+
+TICK_S = 1.0
+SNAPSHOT_LEAST_S = 0.02
+SNAPSHOT_MOST_S = 0.5
+PEERS_SETTLE_S = 0.6
+PEERS_TIMEOUT_S = 15.0
+RECORD_ATTEMPTS = 3
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerIdentity:
+    """What does not change while the process lives."""
+
+    worker: WorkerId
+    incarnation: Incarnation
+    role: Role
+    card: ModelCard
+    fingerprint: Fingerprint
+    max_num_seqs: int
+    drain_s: float
+    strict_kernels: bool = False
+
+    @property
+    def model(self) -> ModelKey:
+        return self.card.model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerWorld:
+    """The ports that a worker stands on."""
+
+    broker: Broker
+    store: StateStore
+    network: PeerNetwork
+    transport: KvTransport
+    region: KvRegion
+    step_engine: StepEngine
+
+
+class WorkerService:
+    """`run` serves until `stop` is set, then drains, says farewell, and returns."""
+
+    def __init__(self, identity: WorkerIdentity, world: WorkerWorld, core: WorkerCore, names: Names) -> None:
+        self._identity = identity
+        self._world = world
+        self._core = core
+        self._names = names
+        self._meter = StepMeter()
+        self._state: WorkerState = "loading"
+        self._sequence_number = 0
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._seals: asyncio.Queue[SealBlocks] = asyncio.Queue()
+        self._seal_thread = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._tasks: asyncio.TaskGroup
+        self._links: PeerLinks
+        self._address: tuple[str, int] = ("", 0)
+
+    @property
+    def core(self) -> WorkerCore:
+        return self._core
+
+    @property
+    def tiers(self) -> dict[str, str]:
+        return self._links.tiers()
+
+    async def run(self, stop: asyncio.Event, *, on_ready: Callable[[], None] | None = None) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                self._links = self._make_links(tasks)
+                self._address = await self._links.listen()
+                subscriptions = [
+                    await self._world.broker.subscribe(self._names.all_snapshots, self._on_snapshot),
+                    await self._world.broker.subscribe(self._names.worker_inbox(self._identity.worker), self._on_inbox),
+                    await self._world.broker.subscribe(self._names.worker_replay(self._identity.worker), self._on_replay),
+                ]
+                await publish_card(self._world.store, self._names, self._identity.card)
+                loops = [
+                    tasks.create_task(loop(), name=loop.__name__)
+                    for loop in (self._run_steps, self._run_seals, self._run_ticks, self._run_snapshots, self._renew_card)
+                ]
+                await self._links.wait_until_tried(settle_s=PEERS_SETTLE_S, timeout_s=PEERS_TIMEOUT_S)
+                self._enter("ready")
+                if on_ready is not None:
+                    on_ready()
+                await stop.wait()
+                await self._drain()
+                for loop_task in loops:
+                    loop_task.cancel()
+                self._publish_snapshot(gone=True)
+                for subscription in subscriptions:
+                    await subscription.close()
+                await self._links.close()
+        finally:
+            self._seal_thread.shutdown(wait=True)
+
+    # ------------------------------------------------------------------ events from the broker
+
+    def _on_inbox(self, message: Message) -> None:
+        try:
+            inbox = decode_inbox(message.payload)
+        except PeerError as error:
+            logger.warning("malformed_inbox", extra={"fields": {"reason": str(error)}})
+            return
+        match inbox:
+            case Dispatch(prompt=None):
+                self._tasks.create_task(self._dispatch_from_record(inbox, message), name="read record")
+            case Dispatch():
+                self._answer_dispatch(inbox, message)
+            case Cancel():
+                self._core.on_cancel(inbox, self._now())
+                self._after_event()
+
+    def _answer_dispatch(self, dispatch: Dispatch, message: Message) -> None:
+        try:
+            reply = self._core.on_dispatch(dispatch, self._now())
+        except PeerError as error:
+            reply = _refusal(dispatch, "invalid_request", str(error))
+        self._respond(message, reply)
+        self._after_event()
+
+    async def _dispatch_from_record(self, dispatch: Dispatch, message: Message) -> None:
+        """A prompt that would pass the broker's limit lies in the request record."""
+        key = self._names.request_key(RequestId(dispatch.request_id))
+        try:
+            record = await self._world.store.read(key)
+        except StoreUnavailable as error:
+            self._respond(message, _refusal(dispatch, "unavailable", str(error)))
+            return
+        if record is None or PROMPT_FIELD not in record:
+            self._respond(message, _refusal(dispatch, "invalid_request", "the request's record is gone"))
+            return
+        self._answer_dispatch(msgspec.structs.replace(dispatch, prompt=record[PROMPT_FIELD]), message)
+
+    def _respond(self, message: Message, reply: DispatchReply) -> None:
+        try:
+            message.respond(encode(reply))
+        except BrokerUnavailable as error:
+            logger.warning("answer_lost", extra={"fields": {"reason": str(error)}})
+
+    def _on_replay(self, message: Message) -> None:
+        try:
+            request = decode_replay_request(message.payload)
+        except PeerError as error:
+            logger.warning("malformed_replay", extra={"fields": {"reason": str(error)}})
+            return
+        entries = self._core.on_replay(request.items)
+        try:
+            message.respond(self._fitting_reply(entries))
+        except BrokerUnavailable as error:
+            logger.warning("answer_lost", extra={"fields": {"reason": str(error)}})
+
+    def _fitting_reply(self, entries: list[ReplayEntry]) -> bytes:
+        """What is cut off is asked for again."""
+        more = False
+        while True:
+            identity = self._identity
+            payload = encode(ReplayReply(worker=identity.worker, incarnation=identity.incarnation, entries=entries, more=more))
+            if len(payload) <= self._world.broker.max_payload_bytes or len(entries) <= 1:
+                return payload
+            entries, more = entries[: len(entries) // 2], True
+
+    def _on_snapshot(self, message: Message) -> None:
+        try:
+            heard = decode_snapshot(message.payload)
+        except PeerError as error:
+            logger.warning("malformed_snapshot", extra={"fields": {"reason": str(error)}})
+            return
+        snapshot = heard.snapshot
+        if snapshot.worker == self._identity.worker:
+            if snapshot.incarnation != self._identity.incarnation:
+                logger.error("id_taken_twice", extra={"fields": {"worker": snapshot.worker}})
+        elif snapshot.model == self._identity.model:
+            self._links.announced(snapshot, gone=heard.gone)
+
+    # ------------------------------------------------------------------ events from peers
+
+    def _on_joined(self, peer: WorkerId) -> None:
+        self._core.on_peer_joined(peer)
+        self._after_event()
+
+    def _on_control(self, peer: WorkerId, message: ControlMessage) -> None:
+        self._core.on_control(peer, message, self._now())
+        self._after_event()
+
+    def _on_lost(self, peer: WorkerId) -> None:
+        self._core.on_peer_lost(peer, self._now())
+        self._after_event()
+
+    # ------------------------------------------------------------------ loops
+
+    async def _run_steps(self) -> None:
+        while True:
+            plan = self._core.plan()
+            if plan is None:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            result = await self._world.step_engine.result(self._world.step_engine.submit(plan))
+            self._meter.observe(plan, result)
+            self._core.on_step(result, self._now())
+            self._after_event()
+
+    async def _run_seals(self) -> None:
+        """In order, one at a time: checksums are memory-bound, and READY messages must not overtake each other."""
+        loop = asyncio.get_running_loop()
+        while True:
+            effect = await self._seals.get()
+            blocks = await loop.run_in_executor(self._seal_thread, self._seal, effect)
+            self._core.on_sealed(effect.ticket, blocks, self._now())
+            self._after_event()
+
+    def _seal(self, effect: SealBlocks) -> list[ReadyBlock]:
+        region = self._world.region
+        return [
+            ReadyBlock(
+                index=filled.index,
+                block=filled.block,
+                generation=filled.generation,
+                checksum=region.seal(filled.block, valid_positions=filled.valid),
+            )
+            for filled in effect.blocks
+        ]
+
+    async def _pull(self, effect: PullBlocks) -> None:
+        outcomes = await self._links.pull(effect.peer, effect.reservation, effect.blocks)
+        self._core.on_pulled(effect.ticket, outcomes, self._now())
+        self._after_event()
+
+    async def _run_ticks(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._core.on_tick(self._now())
+            self._links.drop_silent(self._now())
+            if self._core.idle:
+                self._core.check_invariants()
+            self._after_event(changed=False)
+
+    async def _run_snapshots(self) -> None:
+        """On change at once, but not more often than every 20 ms; else every half second."""
+        while True:
+            self._changed.clear()
+            self._publish_snapshot()
+            await asyncio.sleep(SNAPSHOT_LEAST_S)
+            try:
+                async with asyncio.timeout(SNAPSHOT_MOST_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _renew_card(self) -> None:
+        while True:
+            await asyncio.sleep(CARD_RENEWAL_S)
+            try:
+                await publish_card(self._world.store, self._names, self._identity.card)
+            except StoreUnavailable as error:
+                logger.warning("card_not_renewed", extra={"fields": {"reason": str(error)}})
+
+    async def _drain(self) -> None:
+        """No new work; what runs may end within the deadline."""
+        self._core.drain()
+        self._enter("draining")
+        try:
+            async with asyncio.timeout(self._identity.drain_s):
+                while not self._core.idle:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            logger.warning("drain_cut_short", extra={"fields": {"after_s": self._identity.drain_s}})
+
+    # ------------------------------------------------------------------ effects
+
+    def _after_event(self, *, changed: bool = True) -> None:
+        for effect in self._core.take_effects():
+            self._perform(effect)
+        self._wake.set()
+        if changed:
+            self._changed.set()
+
+    def _perform(self, effect: WorkerEffect) -> None:
+        match effect:
+            case SendTokens():
+                self._send_tokens(effect.gateway, effect.entries)
+            case SendControl():
+                self._links.send(effect.peer, effect.message)
+            case SealBlocks():
+                self._seals.put_nowait(effect)
+            case PullBlocks():
+                self._tasks.create_task(self._pull(effect), name="pull")
+            case GrantBlocks():
+                self._world.transport.grant(effect.reservation, effect.blocks)
+            case RevokeGrant():
+                self._world.transport.revoke(effect.reservation)
+
+    def _send_tokens(self, gateway: GatewayId, entries: tuple[FrameEntry, ...]) -> None:
+        """One frame, or several where it would pass the broker's limit. A frame that cannot leave is replayed later."""
+        identity = self._identity
+        frame = TokenFrame(worker=identity.worker, incarnation=identity.incarnation, entries=list(entries))
+        payload = encode(frame)
+        if len(payload) > self._world.broker.max_payload_bytes and len(entries) > 1:
+            half = len(entries) // 2
+            self._send_tokens(gateway, entries[:half])
+            self._send_tokens(gateway, entries[half:])
+            return
+        try:
+            self._world.broker.publish(self._names.gateway_tokens(gateway), payload)
+        except BrokerUnavailable as error:
+            logger.warning("frame_lost", extra={"fields": {"gateway": gateway, "reason": str(error)}})
+
+    def _publish_snapshot(self, *, gone: bool = False) -> None:
+        message = Snapshot(snapshot=self.snapshot(), gone=gone)
+        try:
+            self._world.broker.publish(self._names.snapshot(self._identity.worker), encode(message))
+        except BrokerUnavailable as error:
+            logger.warning("snapshot_lost", extra={"fields": {"reason": str(error)}})
+
+    def snapshot(self) -> WorkerSnapshot:
+        self._sequence_number += 1
+        identity, load = self._identity, self._core.load()
+        return WorkerSnapshot(
+            worker=identity.worker,
+            incarnation=identity.incarnation,
+            model=identity.model,
+            role=identity.role,
+            state=self._state,
+            sequence_number=self._sequence_number,
+            control_host=self._address[0],
+            control_port=self._address[1],
+            fingerprint=identity.fingerprint,
+            max_model_len=identity.card.max_model_len,
+            max_num_seqs=identity.max_num_seqs,
+            blocks_total=load.blocks_total,
+            blocks_free=load.blocks_free,
+            blocks_cached=load.blocks_cached,
+            waiting=load.waiting + self._core.desk.offers_queued,
+            running=load.running + load.held,
+            queued_tokens=load.queued_tokens,
+            seconds_per_prefill_token=self._meter.seconds_per_prefill_token,
+            seconds_per_step=self._meter.seconds_per_step,
+            peers=self._links.tiers(),
+            unpaired=dict(self._links.unpaired),
+            process_id=os.getpid(),
+        )
+
+    def _enter(self, state: WorkerState) -> None:
+        self._state = state
+        self._changed.set()
+        fields = {"worker": self._identity.worker, "state": state, "role": self._identity.role}
+        logger.info("worker_state", extra={"fields": fields})
+
+    def _make_links(self, tasks: asyncio.TaskGroup) -> PeerLinks:
+        identity = self._identity
+        hello = Hello(
+            worker=identity.worker,
+            incarnation=identity.incarnation,
+            model=identity.model,
+            fingerprint=identity.fingerprint,
+            transport=self._world.transport.offer(),
+        )
+        return PeerLinks(
+            hello=hello,
+            network=self._world.network,
+            transport=self._world.transport,
+            tasks=tasks,
+            strict_kernels=identity.strict_kernels,
+            on_joined=self._on_joined,
+            on_message=self._on_control,
+            on_lost=self._on_lost,
+        )
+
+    def _now(self) -> float:
+        return time.monotonic()
+
+
+def _refusal(dispatch: Dispatch, code: str, message: str) -> DispatchReply:
+    return DispatchReply(request_id=dispatch.request_id, attempt=dispatch.attempt, verdict="refused", code=code, message=message)
+
+
+def make_incarnation() -> Incarnation:
+    return Incarnation(secrets.token_hex(8))
