@@ -72,9 +72,7 @@ class WorkerSettings:
         auto_or(TEXT), None, "name under which clients ask for the model", shown_default="the model's own"
     )
     revision: str | None = setting(auto_or(TEXT), None, "branch, tag or commit of a hub model", shown_default="the hub's default")
-    load_format: str = setting(
-        one_of("auto", "safetensors", "gguf", "dummy"), "auto", "`dummy` makes random weights from a configuration"
-    )
+    load_format: str = setting(one_of("auto", "dummy"), "auto", "`dummy` makes random weights from a configuration")
     dtype: str = setting(
         one_of("auto", "float32", "bfloat16"), "auto", "type of weights and KV; auto chooses what is exact and quick here"
     )
@@ -207,8 +205,11 @@ def read_settings(
 
     `--help` prints the flags and leaves the program.
     """
-    chosen = {item.key: item for group in reversed(groups) for item in settings_of(group) if item.key not in without}
-    settings = list(reversed(chosen.values()))
+    chosen: dict[str, Setting] = {}
+    for item in (item for group in groups for item in settings_of(group)):
+        if item.key not in without:
+            chosen.setdefault(item.key, item)
+    settings = list(chosen.values())
     if not {"-h", "--help"}.isdisjoint(argv):
         print(help_text([_CONFIG, *settings]))
         raise SystemExit(0)
