@@ -50,11 +50,14 @@ def transformers_config(file: GgufFile) -> dict[str, ConfigValue]:
     heads = file.integer(f"{architecture}.attention.head_count")
     hidden = file.integer(f"{architecture}.embedding_length")
     head_dim = file.integer(f"{architecture}.attention.key_length", hidden // max(1, heads))
+    vocab_size, width = file.tensors["token_embd.weight"].shape
+    if width != hidden:
+        raise ModelError(f"{file.path}: the embedding has {width} columns, the model {hidden}: the file is damaged")
     config: dict[str, ConfigValue] = {
         "architectures": [class_name],
         "model_type": model_type,
         "dtype": "float32",
-        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "vocab_size": vocab_size,
         "hidden_size": hidden,
         "intermediate_size": file.integer(f"{architecture}.feed_forward_length"),
         "num_hidden_layers": file.integer(f"{architecture}.block_count"),

@@ -30,10 +30,7 @@ def converted_folder(source: Path, cache_dir: Path, on_progress: Progress) -> Pa
     with host_lock(cache_dir, target.name, waiting=lambda: on_progress("another process converts this model; waiting for it", 0.0)):
         if not _is_whole(target):
             shutil.rmtree(target, ignore_errors=True)
-            try:
-                publish_folder(target, lambda folder: convert(source, folder, on_progress))
-            except OSError as error:
-                raise ModelError(f"cannot write the converted model to {target}: {error.strerror}") from error
+            publish_folder(target, lambda folder: convert(source, folder, on_progress))
     return target
 
 
@@ -49,14 +46,26 @@ def _is_whole(folder: Path) -> bool:
 
 
 def convert(source: Path, folder: Path, on_progress: Progress) -> None:
-    """Write config.json, model.safetensors, tokenizer.json, tokenizer_config.json and generation_config.json into `folder`."""
+    """Write config.json, model.safetensors, tokenizer.json, tokenizer_config.json and generation_config.json into `folder`.
+
+    Raises ModelError for a file that cannot be converted, OSError where the folder cannot be written.
+    """
+    try:
+        _convert(source, folder, on_progress)
+    except (ModelError, OSError):
+        raise
+    except Exception as error:  # numbers of a damaged file reach numpy and the tokenizer library, which raise many kinds
+        raise ModelError(f"{source} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _convert(source: Path, folder: Path, on_progress: Progress) -> None:
     on_progress(f"reading {source.name}", 0.0)
     file = GgufFile(source)
     refuse_unsupported(file)
     tensors = tensors_to_write(file)
     require_room(folder, parameter_bytes(file))
     vocabulary = read_vocabulary(file)
-    _write_json(folder / "config.json", {name: value for name, value in transformers_config(file).items() if value is not None})
+    _write_json(folder / "config.json", transformers_config(file))
     _write_json(folder / "generation_config.json", _generation_config(file))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(file, vocabulary))
     tokenizer_from_gguf(file).save(str(folder / "tokenizer.json"))

@@ -53,7 +53,9 @@ def load_model(
             else _read_model(folder, config, dtype, attn_implementation)
         )
         model = model.to(target).eval().requires_grad_(requires_grad=False)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged model reaches torch and transformers, which raise many kinds
         raise ModelError(f"loading {folder.name} from {folder.path} failed: {type(error).__name__}: {error}") from error
     on_progress(f"loaded {folder.name}", 1.0)
     return model

@@ -94,8 +94,9 @@ def file_digest(path: Path, cache_dir: Path) -> str:
             return str(entry["xxh3_128"])
     digest = _digest_bytes(path)
     partial = kept.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({"identity": identity, "xxh3_128": digest}), encoding="utf-8")
-    partial.rename(kept)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time at the next start, nothing else
+        partial.write_text(json.dumps({"identity": identity, "xxh3_128": digest}), encoding="utf-8")
+        partial.rename(kept)
     return digest
 
 

@@ -34,6 +34,13 @@ class ModelSpec:
 
 def resolve_model(spec: ModelSpec, cache_dir: Path, on_progress: Progress = no_progress) -> ModelFolder:
     """Find, fetch or convert the model; its files are checked, its weights not loaded. Raises ModelError."""
+    try:
+        return _resolve(spec, cache_dir, on_progress)
+    except OSError as error:
+        raise ModelError(f"cannot read {spec.model or _BUNDLED_NAME}, or use the cache folder {cache_dir}: {error}") from error
+
+
+def _resolve(spec: ModelSpec, cache_dir: Path, on_progress: Progress) -> ModelFolder:
     dummy = spec.load_format == "dummy"
     if spec.model is None:
         return _from_gguf(bundled_file(), _BUNDLED_NAME, cache_dir, on_progress, dummy=dummy)

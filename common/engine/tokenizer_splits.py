@@ -55,15 +55,15 @@ class Splitting:
 def splitting_of(name: str) -> Splitting:
     """The splitting that llama.cpp's name stands for. Raises ModelError for a name that is not known here."""
     match name:
-        case "default" | "gpt-2" | "gpt2" | "olmo" | "mpt" | "phi-2" | "jina-v2-code" | "roberta-bpe":
+        case "default" | "gpt-2" | "olmo" | "phi-2":
             return Splitting()
-        case "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b":
+        case "smollm" | "starcoder" | "refact" | "codeshell":
             return Splitting(single_digits=True)
-        case "llama-bpe" | "llama3" | "llama-v3" | "falcon3":
+        case "llama-bpe" | "llama3" | "llama-v3":
             return Splitting(regex=_plain_words(r"\p{N}{1,3}"), whole_words_first=True, adds_bos=True)
-        case "dbrx" | "smaug-bpe":
+        case "dbrx":
             return Splitting(regex=_plain_words(r"\p{N}{1,3}"))
-        case "qwen2" | "deepseek-r1-qwen" | "stablelm2" | "megrez":
+        case "qwen2" | "deepseek-r1-qwen":
             return Splitting(regex=_plain_words(r"\p{N}"), compose_unicode=True)
         case "gpt-4o":
             return Splitting(regex=_cased_words(r"\p{N}{1,3}", _CONTRACTIONS + "?"))
