@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.engine.host_memory import available_memory_bytes
+from common.engine.host_plan import plan_on_this_host
 from common.engine.memory_plan import (
     GIB,
     MemoryPlan,
@@ -19,8 +20,10 @@ from common.engine.memory_plan import (
     weight_demand,
 )
 from common.engine.model_config import ModelConfig
+from common.engine.model_files import open_folder
 from common.engine.safetensors_file import TensorHeader
 from common.values.errors import ModelError
+from tests.tiny_models import write_folder
 
 CONFIG = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -137,3 +140,11 @@ def test_the_tightest_control_group_counts_and_its_reclaimable_cache_is_free(tmp
     written(outer / names[1], "600000\n")
     written(outer / "memory.stat", f"anon 5\n{names[2]} 100000\n")
     assert available_memory_bytes(proc, groups) == 500_000
+
+
+def test_this_host_can_plan_for_a_tiny_model(tmp_path: Path) -> None:
+    folder = open_folder(write_folder(tmp_path / "m"), name="m", dummy=False)
+    made = plan_on_this_host(folder, MemoryRequest(max_num_seqs=2, kv_cache_bytes=2**20), dtype="float32", workers=2)
+    assert (made.workers, made.max_num_seqs) == (2, 2)
+    assert made.weights.shared
+    assert f"{made.blocks} blocks" in made.describe()
