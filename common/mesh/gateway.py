@@ -122,6 +122,16 @@ class GatewayCore:
         else:
             self._cancel_workers(request, request.attempt, [choice])
 
+    def abort(self, request_id: RequestId, attempt: int, error: Unavailable) -> None:
+        """The dispatch could not be sent: a new request is turned away, one that runs already waits for its probe."""
+        request = self._current(request_id, attempt)
+        if request is None:
+            return
+        if request.accepted:
+            request.answered = True
+        else:
+            self._fail(request, error)
+
     # ------------------------------------------------------------------ the mesh's events
 
     def on_snapshot(self, message: Snapshot, now: float) -> None:

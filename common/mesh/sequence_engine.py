@@ -59,7 +59,7 @@ class SequenceEngine:
         self._step: tuple[StepPlan, list[Sequence]] | None = None
         self._handles = 0
         self._steps = 0
-        self._preempted_since: list[EngineEvent] = []
+        self._preempted_since: list[Preempted] = []
         self._preemptions = self._prefix_hit_tokens = self._computed_tokens = 0
 
     # ------------------------------------------------------------------ commands
@@ -131,6 +131,7 @@ class SequenceEngine:
             return
         if sequence.phase is Phase.WAITING:
             self._waiting.remove(sequence)
+            self._preempted_since = [event for event in self._preempted_since if event.key != key]
         sequence.released = True
         if not sequence.in_step and not sequence.pins:
             self._free(sequence)
@@ -204,7 +205,8 @@ class SequenceEngine:
             raise InvariantBroken(f"result of step {result.number}, which is not under way")
         plan, sequences = self._step
         self._step = None
-        events, self._preempted_since = self._preempted_since, []
+        events: list[EngineEvent] = [*self._preempted_since]
+        self._preempted_since.clear()
         filled: list[EngineEvent] = []
         for row, sequence, outcome in zip(plan.rows, sequences, result.rows, strict=True):
             sequence.in_step = False

@@ -16,18 +16,23 @@ LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 
 
 class CounterSeries:
-    """One label set of a counter."""
+    """One label set of a counter: counted here, or a total that is kept elsewhere and asked for at exposition."""
 
-    __slots__ = ("value",)
+    __slots__ = ("_source", "value")
 
     def __init__(self) -> None:
         self.value = 0.0
+        self._source: Callable[[], float] | None = None
 
     def add(self, amount: float = 1.0) -> None:
         self.value += amount
 
+    def follow(self, source: Callable[[], float]) -> None:
+        self._source = source
+
     def lines(self, name: str, labels: str) -> list[str]:
-        return [f"{name}{_braced(labels)} {_number(self.value)}"]
+        value = self.value if self._source is None else self._source()
+        return [f"{name}{_braced(labels)} {_number(value)}"]
 
 
 class GaugeSeries:

@@ -7,7 +7,6 @@ event loop: steps have their own thread behind the StepEngine, seals run in one 
 import asyncio
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -119,6 +118,14 @@ class WorkerService:
     @property
     def core(self) -> WorkerCore:
         return self._core
+
+    @property
+    def meter(self) -> StepMeter:
+        return self._meter
+
+    @property
+    def ready(self) -> bool:
+        return self._state == "ready"
 
     @property
     def tiers(self) -> dict[str, str]:
@@ -435,7 +442,3 @@ class WorkerService:
 
 def _refusal(dispatch: Dispatch, code: str, message: str) -> DispatchReply:
     return DispatchReply(request_id=dispatch.request_id, attempt=dispatch.attempt, verdict="refused", code=code, message=message)
-
-
-def make_incarnation() -> Incarnation:
-    return Incarnation(secrets.token_hex(8))

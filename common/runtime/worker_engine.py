@@ -1,0 +1,149 @@
+"""From a worker's settings to a step engine that is warm: find the model, plan its memory, load it, run it once."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from os import environ
+from typing import Literal, cast
+
+from common.engine.host_memory import available_memory_bytes, shared_memory_bytes
+from common.engine.memory_plan import MemoryPlan, MemoryRequest, kv_layout, plan_memory, weight_demand
+from common.engine.model_cache import default_cache_dir
+from common.engine.model_card import model_card
+from common.engine.model_files import ModelFolder
+from common.engine.model_source import ModelSpec, resolve_model
+from common.engine.step_thread import StepThread
+from common.engine.synthetic import StepTimes, SyntheticExecutor
+from common.ports.kv_transport import KvRegion
+from common.ports.step_engine import StepEngine
+from common.runtime.settings import WorkerSettings
+from common.values.kv_layout import Fingerprint, KvDtype, KvLayout
+from common.values.model_card import ModelCard
+from common.values.sampling import SamplingParameters
+from common.values.step import SequenceStart, StepPlan, StepRow
+
+Progress = Callable[[str, float | None], None]
+WARM_UP_HANDLE = 0
+WARM_UP_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerModel:
+    """A model that is found and planned for, not loaded yet."""
+
+    folder: ModelFolder
+    card: ModelCard
+    dtype: KvDtype
+    layout: KvLayout
+    blocks: int
+    max_num_seqs: int
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint(weights=self.card.model.revision, dtype=self.dtype, layout=self.layout)
+
+
+def prepare_model(settings: WorkerSettings, progress: Progress) -> WorkerModel:
+    """Blocking: may fetch or convert the model. Raises ModelError for what cannot be served or cannot fit."""
+    cache_dir = default_cache_dir(environ)
+    spec = ModelSpec(
+        model=settings.model,
+        revision=settings.revision,
+        load_format=cast("Literal['auto', 'dummy']", settings.load_format),
+    )
+    folder = resolve_model(spec, cache_dir, progress)
+    dtype = choose_worker_dtype(settings)
+    plan = plan_worker_memory(settings, folder, dtype, workers=1)
+    card = model_card(
+        folder,
+        cache_dir=cache_dir,
+        served_name=settings.served_model_name,
+        max_model_len=plan.max_model_len,
+        dtype=dtype,
+        created=int(time.time()),
+    )
+    layout = kv_layout(folder.config(), dtype, settings.block_size)
+    return WorkerModel(folder=folder, card=card, dtype=dtype, layout=layout, blocks=plan.blocks, max_num_seqs=plan.max_num_seqs)
+
+
+def plan_worker_memory(settings: WorkerSettings, folder: ModelFolder, dtype: KvDtype, *, workers: int) -> MemoryPlan:
+    """What `workers` workers with these settings take on this host."""
+    config = folder.config()
+    request = MemoryRequest(
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+    )
+    return plan_memory(
+        config,
+        kv_layout(config, dtype, settings.block_size),
+        weight_demand(config, folder.tensor_headers(), dtype, mapped=settings.device == "cpu"),
+        request,
+        available_bytes=available_memory_bytes(),
+        workers=workers,
+        shared_memory_bytes=shared_memory_bytes() if "shm" in settings.kv_tiers else None,
+    )
+
+
+def choose_worker_dtype(settings: WorkerSettings) -> KvDtype:
+    """`auto` is float32 on a CPU, where a token must not depend on its neighbours in the batch, bfloat16 on a GPU."""
+    if settings.dtype != "auto":
+        return cast("KvDtype", settings.dtype)
+    return "float32" if settings.device == "cpu" else "bfloat16"
+
+
+def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRegion, progress: Progress) -> StepEngine:
+    """Blocking: loads the weights. The only place from which torch is reached, and only for `--engine torch`."""
+    threads = settings.threads or len(settings.cores or (0,))
+    if settings.engine_kind == "synthetic":
+        times = StepTimes(
+            fixed=settings.synthetic_step_s,
+            per_prefill_token=settings.synthetic_prefill_token_s,
+            per_decode_row=settings.synthetic_decode_row_s,
+        )
+        return StepThread(SyntheticExecutor(vocab_size=model.card.vocab_size, region=region, times=times), threads=threads)
+    from common.engine.load_model import load_model
+    from common.engine.paged_attention import PAGED_ATTENTION, register_paged_attention
+    from common.engine.torch_step import build_torch_executor
+
+    register_paged_attention()
+    loaded = load_model(
+        model.folder,
+        dtype=model.dtype,
+        device=settings.device,
+        attn_implementation=PAGED_ATTENTION,
+        on_progress=progress,
+    )
+    progress("checking the model", None)
+    executor = build_torch_executor(
+        loaded,
+        model.layout,
+        region.blocks_address,
+        region.blocks,
+        settings.device,
+        max_model_len=model.card.max_model_len,
+    )
+    return StepThread(executor, threads=threads)
+
+
+async def warm_up(step_engine: StepEngine, model: WorkerModel) -> None:
+    """A short prompt and a token, in the first blocks of a pool that nobody uses yet: the first request pays for nothing."""
+    length = min(WARM_UP_TOKENS, model.card.max_model_len - 2, (model.blocks - 1) * model.layout.block_size)
+    blocks = tuple(range(model.layout.blocks_for(length + 1)))
+    start = SequenceStart(
+        handle=WARM_UP_HANDLE,
+        choice=0,
+        prompt_length=length,
+        tokens=tuple(i % model.card.vocab_size for i in range(length)),
+        sampling=SamplingParameters(max_tokens=2, seed=0),
+        eos_token_ids=(),
+    )
+    prompt = StepRow(handle=WARM_UP_HANDLE, start=0, count=length, blocks=blocks, sample=True)
+    plans = (
+        StepPlan(number=1, rows=(prompt,), starts=(start,)),
+        StepPlan(number=2, rows=(replace(prompt, start=length, count=1),)),
+        StepPlan(number=3, rows=(), ends=(WARM_UP_HANDLE,)),
+    )
+    for plan in plans:
+        await step_engine.result(step_engine.submit(plan))

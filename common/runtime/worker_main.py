@@ -1,0 +1,148 @@
+"""Wires a worker together: settings to model, region, engine, brokers, peers; then serves until told to stop."""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import uvloop
+
+from common.adapters.kv_transport import build_kv_transport
+from common.adapters.nats_broker import NatsBroker
+from common.adapters.peer_network import TcpPeerNetwork
+from common.adapters.redis_store import RedisStore
+from common.mesh.sequence_engine import SequenceEngine
+from common.mesh.worker import WorkerCore, WorkerLimits
+from common.policy.batching import StepLimits
+from common.policy.block_pool import BlockPool
+from common.ports.kv_transport import KvRegion
+from common.protocol.subjects import Names
+from common.runtime.incarnation import make_incarnation
+from common.runtime.logs import configure_logging
+from common.runtime.metrics import Metrics
+from common.runtime.process_notify import ProcessNotifier
+from common.runtime.settings import WorkerSettings, parse_worker_settings
+from common.runtime.status_server import StatusServer
+from common.runtime.worker_engine import WorkerModel, prepare_model, start_step_engine, warm_up
+from common.runtime.worker_metrics import show_worker_metrics
+from common.runtime.worker_service import WorkerIdentity, WorkerService, WorkerWorld
+from common.values.errors import SegueError, SettingsError
+from common.values.ids import ReservationId, WorkerId
+from common.values.transfer import Tier
+from common.values.worker import Role
+
+EXIT_CANNOT_START = 2
+logger = logging.getLogger(__name__)
+
+
+def worker_main(argv: list[str], environ: Mapping[str, str], *, default_role: Role) -> int:
+    """The main of `python -m services.prefill` and `python -m services.decode`."""
+    try:
+        settings = parse_worker_settings(argv, environ, default_role=default_role)
+        configure_logging(service=settings.id, level=settings.mesh.log_level, log_format=settings.mesh.format)
+        if settings.cores is not None:
+            os.sched_setaffinity(0, settings.cores)
+        uvloop.run(run_worker(settings))
+    except SegueError as error:
+        print(f"{default_role} worker: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+    return 0
+
+
+async def run_worker(settings: WorkerSettings) -> None:
+    notifier = ProcessNotifier.from_environment()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with asyncio.TaskGroup() as tasks:
+        beat = tasks.create_task(notifier.heartbeat())
+        serving = tasks.create_task(_serve(settings, notifier, stop))
+        stopping = tasks.create_task(stop.wait())
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        await serving
+        beat.cancel()
+
+
+async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyncio.Event) -> None:
+    def progress(detail: str, fraction: float | None) -> None:
+        notifier.state("loading", detail=detail, progress=fraction)
+        logger.info("loading", extra={"fields": {"detail": detail}})
+
+    cluster_key = _cluster_key(settings)
+    broker = await NatsBroker.connect(settings.mesh.nats_url.split(","), name=settings.id)
+    store = await RedisStore.connect(settings.mesh.redis_url.split(","))
+    transport = build_kv_transport(tiers=cast("tuple[Tier, ...]", settings.kv_tiers), host=settings.host)
+    network = TcpPeerNetwork(cluster_key, settings.host, settings.control_port)
+    try:
+        model = await asyncio.to_thread(prepare_model, settings, progress)
+        region = await transport.start(model.layout, model.blocks)
+        step_engine = await asyncio.to_thread(start_step_engine, settings, model, region, progress)
+        progress("warming up", None)
+        await warm_up(step_engine, model)
+        world = WorkerWorld(broker=broker, store=store, network=network, transport=transport, region=region, step_engine=step_engine)
+        service = WorkerService(_identity(settings, model), world, _core(settings, model, region), Names(settings.mesh.name))
+        metrics = Metrics()
+        show_worker_metrics(metrics, service.core, service.meter)
+        async with StatusServer(settings.host, settings.status_port, metrics, ready=lambda: service.ready):
+            await service.run(stop, on_ready=lambda: notifier.state("ready", detail=_pairs(service)))
+        await step_engine.close()
+    finally:
+        await transport.close()
+        await broker.close()
+        await store.close()
+
+
+def _pairs(service: WorkerService) -> str:
+    return ", ".join(f"{peer} over {tier}" for peer, tier in sorted(service.tiers.items())) or "no peers"
+
+
+def _identity(settings: WorkerSettings, model: WorkerModel) -> WorkerIdentity:
+    return WorkerIdentity(
+        worker=WorkerId(settings.id),
+        incarnation=make_incarnation(),
+        role=settings.worker_role,
+        card=model.card,
+        fingerprint=model.fingerprint,
+        max_num_seqs=model.max_num_seqs,
+        drain_s=settings.drain_s,
+        strict_kernels=settings.strict_kernels,
+    )
+
+
+def _core(settings: WorkerSettings, model: WorkerModel, region: KvRegion) -> WorkerCore:
+    engine = SequenceEngine(
+        fingerprint=model.fingerprint,
+        pool=BlockPool(region.blocks, region.generations, caching=settings.prefix_caching),
+        limits=StepLimits(max_tokens=settings.max_num_batched_tokens, max_sequences=model.max_num_seqs),
+        max_model_len=model.card.max_model_len,
+        eos_token_ids=model.card.eos_token_ids,
+    )
+    return WorkerCore(
+        worker=WorkerId(settings.id),
+        engine=engine,
+        block_size=model.layout.block_size,
+        limits=WorkerLimits(max_model_len=model.card.max_model_len, vocab_size=model.card.vocab_size),
+        make_reservation=lambda: ReservationId(secrets.token_bytes(16)),
+    )
+
+
+def _cluster_key(settings: WorkerSettings) -> bytes:
+    """The key that workers prove to each other. A worker that was given none makes one up: it can then pair with nobody."""
+    path = settings.mesh.cluster_key_file
+    if path is None:
+        if settings.role != "both":
+            raise SettingsError("a prefill or decode worker needs --cluster-key-file: the key that its peers know too")
+        return secrets.token_bytes(32)
+    try:
+        key = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(f"--cluster-key-file {path}: cannot be read ({error})") from None
+    if len(key) < 16:
+        raise SettingsError(f"--cluster-key-file {path}: holds {len(key)} bytes; it takes at least 16")
+    return key

@@ -1,0 +1,51 @@
+"""A worker's metrics: its queue, its blocks, its steps, its hand-offs."""
+
+from common.mesh.engine_values import EngineLoad
+from common.mesh.worker import WorkerCore
+from common.runtime.metrics import Metrics
+from common.runtime.step_meter import StepMeter
+
+SETTLEMENTS = ("moved", "kept", "dropped", "running", "released")
+PULL_OUTCOMES = ("copied", "generation", "checksum", "refused", "lost", "missing")
+VERDICTS = ("accepted", "full", "stale", "refused")
+ENDINGS = ("stop", "length", "error", "cancelled")
+REFUSALS = ("stale", "full", "draining", "never_fits", "mismatch")
+_LOADS = {
+    "segue_sequences_waiting": ("Sequences without blocks.", lambda load: load.waiting),
+    "segue_sequences_running": ("Sequences that take part in steps.", lambda load: load.running),
+    "segue_sequences_held": ("Sequences between prompt and hand-off, or landing.", lambda load: load.held),
+    "segue_queued_tokens": ("Positions still to compute for prompts.", lambda load: load.queued_tokens),
+    "segue_kv_blocks_free": ("Free blocks.", lambda load: load.blocks_free),
+    "segue_kv_blocks_cached": ("Blocks that only the prefix cache holds.", lambda load: load.blocks_cached),
+    "segue_kv_blocks": ("All blocks.", lambda load: load.blocks_total),
+}
+
+
+def show_worker_metrics(metrics: Metrics, core: WorkerCore, meter: StepMeter) -> None:
+    for name, (help_text, read) in _LOADS.items():
+        metrics.gauge(name, help_text).series().follow(lambda read=read: float(read(core.load())))  # type: ignore[misc]
+
+    def total(name: str, help_text: str, read: "object") -> None:
+        metrics.counter(name, help_text).series().follow(read)  # type: ignore[arg-type]
+
+    def load() -> EngineLoad:
+        return core.load()
+
+    total("segue_tokens_total", "New tokens made here.", lambda: core.counters.tokens)
+    total("segue_computed_tokens_total", "Positions computed here.", lambda: load().computed_tokens)
+    total("segue_prefix_hit_tokens_total", "Positions found in the prefix cache.", lambda: load().prefix_hit_tokens)
+    total("segue_preemptions_total", "Sequences stopped for lack of blocks.", lambda: load().preemptions)
+    for name, help_text, kinds, counter in (
+        ("segue_dispatches_total", "Dispatches by verdict.", VERDICTS, core.counters.dispatched),
+        ("segue_sequences_ended_total", "Sequences that ended here, by reason.", ENDINGS, core.counters.ended),
+        ("segue_handoffs_total", "Hand-offs by how they ended here.", SETTLEMENTS, core.desk.counters.settled),
+        ("segue_handoff_refusals_total", "Offers that a peer refused, by reason.", REFUSALS, core.desk.counters.refused),
+        ("segue_kv_blocks_pulled_total", "Blocks pulled from peers, by outcome.", PULL_OUTCOMES, core.desk.counters.blocks),
+    ):
+        family = metrics.counter(name, help_text, ("kind",))
+        for kind in kinds:
+            family.series(kind).follow(lambda counter=counter, kind=kind: counter[kind])  # type: ignore[misc]
+    metrics.gauge("segue_step_seconds", "Moving average of a decode step.").series().follow(lambda: meter.seconds_per_step)
+    metrics.gauge("segue_prefill_token_seconds", "Moving average per prompt token.").series().follow(
+        lambda: meter.seconds_per_prefill_token
+    )

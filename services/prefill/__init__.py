@@ -1,0 +1,1 @@
+"""The prefill service: a worker that computes prompts and hands their KV to decode workers."""
