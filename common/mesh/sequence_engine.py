@@ -131,7 +131,7 @@ class SequenceEngine:
             return
         if sequence.phase is Phase.WAITING:
             self._waiting.remove(sequence)
-            self._preempted_since = [event for event in self._preempted_since if event.key != key]
+        self._preempted_since = [event for event in self._preempted_since if event.key != key]
         sequence.released = True
         if not sequence.in_step and not sequence.pins:
             self._free(sequence)
