@@ -59,6 +59,10 @@ class MeshSettings:
     log_level: str = setting(one_of("debug", "info", "warning", "error"), "info", "least severe log line that is written")
     log_format: str = setting(one_of("text", "json"), "text", "one `event key=value` line, or one JSON object, per event")
 
+    @property
+    def format(self) -> Literal["text", "json"]:
+        return cast("Literal['text', 'json']", self.log_format)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
@@ -91,6 +95,9 @@ class WorkerSettings:
     cores: tuple[int, ...] | None = setting(auto_or(CORES), None, "cores to run on", shown_default="those of the process")
     host: str = setting(TEXT, "127.0.0.1", "address on which other workers reach this one")
     control_port: int = setting(PORT, 0, "port of control connections between workers; 0 takes a free one")
+    status_port: int | None = setting(
+        auto_or(PORT), None, "port of /metrics, /health and /readyz; 0 takes a free one", shown_default="none"
+    )
     kv_tiers: tuple[str, ...] = setting(texts("shm", "ucx", "tcp"), ("shm", "ucx", "tcp"), "ways to move KV, best first")
     device: str = setting(TEXT, "cpu", "where the model computes: cpu or cuda:N")
     engine: str = setting(one_of("torch", "synthetic"), "torch", "`synthetic` makes tokens by arithmetic, in the times given below")
