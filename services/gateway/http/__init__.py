@@ -1,0 +1,1 @@
+"""HTTP: routing, limits, keys, event streams, the server."""

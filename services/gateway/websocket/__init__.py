@@ -1,0 +1,1 @@
+"""Token streaming over a websocket: several requests at once on one connection."""
