@@ -1,0 +1,253 @@
+"""The state store port on Redis (6.2 and later) or Valkey.
+
+Compare-and-set is WATCH, read, MULTI, EXEC: no scripting, which managed Redis services may forbid. Nothing is retried
+after its command may have reached the server: where an answer is lost the caller gets StoreUnavailable and must read the
+record to learn what happened. Only an EXEC that the server itself refused (somebody else wrote the record) goes again.
+
+redis-py puts the arguments of a failed command into its error texts; ours are prompts. Errors are therefore told by
+their kind alone, and not chained.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from common.adapters.server_urls import redacted, redacted_list
+from common.values.errors import InvariantBroken, SettingsError, StoreUnavailable
+
+Result = TypeVar("Result")
+MAX_CONNECTIONS = 16
+"""At once; further operations wait for one, within their time-out."""
+SCAN_COUNT = 1000
+
+
+class RedisStore:
+    """One pool of connections to the server that is primary now. Make it with `connect`; end it with `close`."""
+
+    def __init__(self, urls: Sequence[str], *, timeout_s: float) -> None:
+        self._urls = list(urls)
+        self._clients = [_client(url, timeout_s) for url in urls]
+        self._timeout_s = timeout_s
+        self._active = 0
+        self._is_checked = False
+        self._counts: Counter[str] = Counter(operations=0, errors=0, conflicts=0)
+
+    @classmethod
+    async def connect(cls, urls: Sequence[str], *, timeout_s: float = 2.0) -> "RedisStore":
+        """Connect to the first of these servers (one primary and its replicas) that is primary and answers.
+
+        URLs are `redis://`, `rediss://` (TLS) or `unix://`, with `user:password@` and `/database` where needed.
+        Raises StoreUnavailable where none answers, SettingsError where an URL is none.
+        """
+        store = cls(urls, timeout_s=timeout_s)
+        reasons = []
+        for _ in urls:
+            try:
+                await store._run(_ping)
+                return store
+            except StoreUnavailable as error:
+                reasons.append(str(error))
+        await store.close()
+        hint = "start valkey-server or redis-server there, or correct the URL"
+        raise StoreUnavailable(f"cannot use Redis at {redacted_list(urls)} ({'; '.join(reasons)}): {hint}")
+
+    def counts(self) -> Mapping[str, int]:
+        """For metrics: operations, those that failed, compare-and-sets that were tried again."""
+        return dict(self._counts)
+
+    async def create(self, key: str, fields: Mapping[str, bytes], *, ttl_s: float) -> bool:
+        _check_fields(key, fields)
+
+        async def attempt(pipe: Pipeline) -> bool:
+            if await pipe.exists(key):
+                return False
+            await _write(pipe, key, fields, ttl_s)
+            return True
+
+        return await self._run(lambda client: self._watched(client, key, attempt))
+
+    async def put(self, key: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
+        _check_fields(key, fields)
+
+        async def operation(client: Redis) -> None:
+            async with client.pipeline(transaction=True) as pipe:
+                await _write(pipe, key, fields, ttl_s)
+
+        await self._run(operation)
+
+    async def update_if(self, key: str, *, expected: Mapping[str, bytes], changes: Mapping[str, bytes], ttl_s: float) -> bool:
+        names = list(expected)
+
+        async def attempt(pipe: Pipeline) -> bool:
+            if not await pipe.exists(key):
+                return False
+            if names and await pipe.hmget(key, names) != [expected[name] for name in names]:
+                return False
+            await _write(pipe, key, changes, ttl_s)
+            return True
+
+        return await self._run(lambda client: self._watched(client, key, attempt))
+
+    async def read(self, key: str) -> dict[str, bytes] | None:
+        async def operation(client: Redis) -> dict[str, bytes]:
+            return {_text(name): _bytes(value) for name, value in (await client.hgetall(key)).items()}
+
+        return await self._run(operation) or None
+
+    async def refresh(self, key: str, *, ttl_s: float) -> bool:
+        async def operation(client: Redis) -> bool:
+            return bool(await client.pexpire(key, _milliseconds(ttl_s)))
+
+        return await self._run(operation)
+
+    async def delete(self, key: str) -> None:
+        async def operation(client: Redis) -> None:
+            await client.delete(key)
+
+        await self._run(operation)
+
+    async def keys(self, prefix: str) -> list[str]:
+        """The time-out bounds each page of the scan, not the whole."""
+        pattern = _glob_escaped(prefix) + "*"
+        found: set[str] = set()  # a key may come twice
+        cursor = 0
+
+        async def operation(client: Redis) -> int:
+            following, page = await client.scan(cursor, match=pattern, count=SCAN_COUNT)
+            found.update(_text(key) for key in page)
+            return int(following)
+
+        while cursor := await self._run(operation):
+            pass
+        return list(found)
+
+    async def ping(self, *, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._run(_ping)
+        except (StoreUnavailable, TimeoutError):
+            return False
+        return True
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+
+    async def _run(self, operation: Callable[[Redis], Awaitable[Result]]) -> Result:
+        """One operation, bounded in time. A failure turns to the next server, where there are several."""
+        index = self._active
+        client = self._clients[index]
+        self._counts["operations"] += 1
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                if len(self._clients) > 1 and not self._is_checked:
+                    await _check_is_primary(client)
+                    self._is_checked = True
+                return await operation(client)
+        except (exceptions.RedisError, OSError) as error:
+            reason = self._explain(error)
+        self._counts["errors"] += 1
+        if index == self._active:
+            self._active = (index + 1) % len(self._clients)
+            self._is_checked = False
+        raise StoreUnavailable(f"Redis at {redacted(self._urls[index])}: {reason}")
+
+    async def _watched(self, client: Redis, key: str, attempt: Callable[[Pipeline], Awaitable[bool]]) -> bool:
+        """Try until nobody else writes the key between the look and the write; the time-out around it is the bound."""
+        while True:
+            async with client.pipeline(transaction=True) as pipe:
+                try:
+                    await pipe.watch(key)
+                    return await attempt(pipe)
+                except exceptions.WatchError:
+                    self._counts["conflicts"] += 1
+
+    def _explain(self, error: Exception) -> str:
+        match error:
+            case (
+                exceptions.AuthenticationError() | exceptions.AuthorizationError() | exceptions.AuthenticationWrongNumberOfArgsError()
+            ):
+                return "it asks for a password, or refuses this one; write user:password@ into the URL"
+            case exceptions.NoPermissionError():
+                return "its access rules refuse this command to this user"
+            case exceptions.OutOfMemoryError():
+                return "it is full (maxmemory is reached) and takes no writes"
+            case exceptions.ReadOnlyError():
+                return "it is a read-only replica; name the primary"
+            case exceptions.BusyLoadingError():
+                return "it is still loading its data"
+            case exceptions.TimeoutError() | TimeoutError():
+                return f"no answer within {self._timeout_s:g} s"
+            case exceptions.ConnectionError() | OSError():
+                return str(error) or "the connection was lost"
+            case _:
+                return f"it refused the command ({_error_code(error)})"
+
+
+def _client(url: str, timeout_s: float) -> Redis:
+    """Half of the time-out for each wait, so that giving an operation up (UNWATCH on a dead server) is bounded as well."""
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url if "://" in url else f"redis://{url}",
+            max_connections=MAX_CONNECTIONS,
+            timeout=timeout_s,
+            socket_timeout=timeout_s / 2,
+            socket_connect_timeout=timeout_s / 2,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError:
+        raise SettingsError(f"{redacted(url)} is not a Redis URL: it takes redis://, rediss:// or unix://") from None
+    return Redis.from_pool(pool)
+
+
+async def _ping(client: Redis) -> None:
+    await client.ping()
+
+
+async def _check_is_primary(client: Redis) -> None:
+    role = await client.role()
+    if role[0] != b"master":
+        raise exceptions.ReadOnlyError
+
+
+async def _write(pipe: Pipeline, key: str, fields: Mapping[str, bytes], ttl_s: float) -> None:
+    pipe.multi()  # type: ignore[no-untyped-call]
+    if fields:
+        pipe.hset(key, items=[part for pair in fields.items() for part in pair])
+    pipe.pexpire(key, _milliseconds(ttl_s))
+    await pipe.execute()
+
+
+def _check_fields(key: str, fields: Mapping[str, bytes]) -> None:
+    if not fields:
+        raise InvariantBroken(f"a record needs at least one field: {key}")
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _bytes(value: bytes | str) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
+
+
+def _milliseconds(ttl_s: float) -> int:
+    return max(1, round(ttl_s * 1000))
+
+
+def _glob_escaped(text: str) -> str:
+    return "".join(f"\\{character}" if character in "*?[]\\" else character for character in text)
+
+
+def _error_code(error: Exception) -> str:
+    """`WRONGTYPE`, `MISCONF`, …: the first word of what the server said, without what redis-py writes around it."""
+    words = str(error).rpartition("caused error: ")[2].split(maxsplit=1)
+    return words[0] if words and words[0].isupper() else type(error).__name__
