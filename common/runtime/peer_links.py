@@ -66,7 +66,7 @@ class PeerLinks:
         self._peers: dict[WorkerId, _Peer] = {}
         self._connections: set[_Peer] = set()
         self._announced: dict[WorkerId, WorkerSnapshot] = {}
-        self._dialling: set[WorkerId] = set()
+        self._dialling: dict[WorkerId, asyncio.Task[None]] = {}
         self._tried: set[WorkerId] = set()
         self._tried_changed = asyncio.Event()
         self._closing = False
@@ -91,9 +91,8 @@ class PeerLinks:
             self.unpaired.pop(worker, None)
         self._announced[worker] = snapshot
         due = self._me < worker and worker not in self._dialling and worker not in self.unpaired
-        if due and not self._is_connected(worker, snapshot.incarnation):
-            self._dialling.add(worker)
-            self._tasks.create_task(self._dial(worker), name=f"dial {worker}")
+        if due and not self._closing and not self._is_connected(worker, snapshot.incarnation):
+            self._dialling[worker] = self._tasks.create_task(self._dial(worker), name=f"dial {worker}")
 
     async def wait_until_tried(self, *, settle_s: float, timeout_s: float) -> None:
         """Return once every announced peer was tried, after `settle_s` in which further ones could be announced."""
@@ -136,6 +135,8 @@ class PeerLinks:
 
     async def close(self) -> None:
         self._closing = True
+        for dial in list(self._dialling.values()):
+            dial.cancel()
         for peer in list(self._connections):
             peer.lost = True
             await peer.connection.close()
@@ -167,7 +168,7 @@ class PeerLinks:
                 self._accepted(connection)
                 return
         finally:
-            self._dialling.discard(worker)
+            self._dialling.pop(worker, None)
 
     def _accepted(self, connection: PeerConnection) -> None:
         peer = _Peer(connection, asyncio.get_running_loop().time())
