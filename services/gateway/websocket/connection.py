@@ -210,9 +210,9 @@ class WebSocketConnection:
         await self._send_text(last)
 
     async def _plan(self, frame: GenerateFrame, text: str) -> RequestPlan:
-        if (frame.messages is None) == (frame.prompt is None):
+        if frame.is_chat == frame.is_completion:
             raise InvalidRequest("generate needs either messages (chat) or prompt (completion)", param="messages")
-        if frame.messages is not None:
+        if frame.is_chat:
             return await self._planner.chat(parse_chat_body(text))
         return await self._planner.completion(parse_completion_body(text))
 

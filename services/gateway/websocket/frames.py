@@ -36,8 +36,16 @@ class GenerateFrame(msgspec.Struct, frozen=True, tag="generate"):
     """Only what is needed to choose the parser of the body, which is the frame itself."""
 
     id: ClientId
-    messages: msgspec.Raw | None = None
-    prompt: msgspec.Raw | None = None
+    messages: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+
+    @property
+    def is_chat(self) -> bool:
+        return bytes(self.messages) not in (b"", b"null")
+
+    @property
+    def is_completion(self) -> bool:
+        return bytes(self.prompt) not in (b"", b"null")
 
 
 class CancelFrame(msgspec.Struct, frozen=True, tag="cancel"):
