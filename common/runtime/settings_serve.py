@@ -16,7 +16,7 @@ from common.runtime.settings_kinds import CORES, TEXT, auto_or, number_of_second
 from common.runtime.settings_sources import setting
 from common.values.errors import SettingsError
 
-_MADE_BY_SERVE = frozenset({"worker_id", "role", "control_port", "gateway_id", "listen_fd"})
+_MADE_BY_SERVE = frozenset({"worker_id", "role", "control_port", "status_port", "gateway_id", "listen_fd"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
