@@ -13,7 +13,7 @@ import torch
 
 from common.engine.kv_cache_view import KvCacheView
 
-LENGTH_STEP = 8
+LENGTH_STEP = 4
 """Blocks. Decode rows are padded to a multiple of this."""
 GATHER_BYTES = 64 * 2**20
 """A group of decode rows is split so that what it gathers per layer stays below this."""

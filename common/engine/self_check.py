@@ -101,12 +101,12 @@ def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _check_rotary(model: torch.nn.Module, name: str, max_model_len: int | None) -> None:
     """Rotary embeddings that look at the longest sequence of a batch make a token depend on its neighbours."""
-    config = getattr(model, "config", None)
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kind = parameters.get("rope_type", "default")
-    if kind == "dynamic":
-        raise ModelError(f"{name} with rope_type 'dynamic' is not supported: its tokens would depend on the batch")
-    if kind == "longrope":
-        limit = parameters.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-        if limit is not None and (max_model_len is None or max_model_len > limit):
+    given = getattr(model.config, "rope_parameters", None) or {}
+    by_layer_type = [part for part in given.values() if isinstance(part, dict)]
+    for parameters in by_layer_type or [given]:
+        kind = parameters.get("rope_type", "default")
+        limit = parameters.get("original_max_position_embeddings", 0)
+        if kind == "dynamic":
+            raise ModelError(f"{name} with rope_type 'dynamic' is not supported: its tokens would depend on the batch")
+        if kind == "longrope" and (max_model_len is None or max_model_len > limit):
             raise ModelError(f"{name} with rope_type 'longrope' is supported up to {limit} positions: set --max-model-len {limit}")

@@ -23,7 +23,8 @@ class TokenCounts:
             self.add(token)
 
     def add(self, token: int) -> None:
-        self._outputs[self._find(token)] += 1
+        place = self._find(token)  # first: it may replace the arrays by longer ones
+        self._outputs[place] += 1
 
     @property
     def tokens(self) -> NDArray[np.int64]:

@@ -46,6 +46,7 @@ class SyntheticExecutor:
         self._ends_at = ends_at
         self._sequences = SequenceTable(vocab_size=vocab_size)
         self._seen: set[int] = set()
+        self._region = region  # kept: the cache looks at its memory
         self._cache: SyntheticCache | None = None
         if region is not None:
             self._cache = SyntheticCache(layout=region.layout, address=region.blocks_address, blocks=region.blocks)
