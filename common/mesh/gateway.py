@@ -52,14 +52,13 @@ _REFUSALS: dict[str, type[InvalidRequest | ContextTooLong | NeverFits]] = {
 
 
 class GatewayCore:
-    """`max_prompt_bytes`: larger prompts are not sent along; the worker reads them in the request record."""
+    """One per gateway process."""
 
-    def __init__(self, *, gateway: GatewayId, incarnation: Incarnation, max_prompt_bytes: int) -> None:
+    def __init__(self, *, gateway: GatewayId, incarnation: Incarnation) -> None:
         self.registry = WorkerRegistry()
         self.counters: Counter[str] = Counter()
         self._gateway = gateway
         self._incarnation = incarnation
-        self._max_prompt_bytes = max_prompt_bytes
         self._requests: dict[RequestId, GatewayRequest] = {}
         self._ended: OrderedDict[RequestId, None] = OrderedDict()
         self._effects: list[GatewayEffect] = []
@@ -122,7 +121,7 @@ class GatewayCore:
         else:
             self._cancel_workers(request, request.attempt, [choice])
 
-    def abort(self, request_id: RequestId, attempt: int, error: Unavailable) -> None:
+    def abort(self, request_id: RequestId, attempt: int, error: SegueError) -> None:
         """The dispatch could not be sent: a new request is turned away, one that runs already waits for its probe."""
         request = self._current(request_id, attempt)
         if request is None:
@@ -253,14 +252,13 @@ class GatewayCore:
         self._effects.append(SendDispatch(worker=placement.worker, dispatch=dispatch))
 
     def _dispatch(self, request: GatewayRequest, decode: WorkerId | None, now: float) -> Dispatch:
-        prompt = pack_ids(request.prompt)
         return Dispatch(
             request_id=request.request_id,
             attempt=request.attempt,
             gateway=self._gateway,
             incarnation=self._incarnation,
             model=request.model,
-            prompt=prompt if len(prompt) <= self._max_prompt_bytes else None,
+            prompt=pack_ids(request.prompt),
             choices=[ChoiceState(choice=s.choice, tokens=list(s.tokens)) for s in request.unfinished()],
             sampling=request.sampling,
             decode_worker=decode,

@@ -116,6 +116,13 @@ class HandoffDesk:
         if peer in self._peers:
             self._peers[peer].handled += 1
 
+    def send(self, peer: WorkerId, message: ControlMessage) -> None:
+        """Every message to a peer goes this way, so that the list rule counts it; for a peer that is gone it is dropped."""
+        counts = self._peers.get(peer)
+        if counts is not None:
+            counts.sent += 1
+            self._effects.append(SendControl(peer=peer, message=message))
+
     def peer_lost(self, peer: WorkerId, sequences: Iterable[WorkerSequence]) -> Settled:
         """The connection has ended. What the peer had sent before it ended still counts."""
         self._peers.pop(peer, None)
@@ -152,7 +159,7 @@ class HandoffDesk:
                 settled += self._sender_did(sequence, sender.keep())
         for peer, counts in self._peers.items():
             own = [entry for sequence in sequences if sequence.peer == peer for entry in _entries(sequence)]
-            self._send(peer, Held(seen=counts.handled, sequences=own))
+            self.send(peer, Held(seen=counts.handled, sequences=own))
         return settled
 
     # ------------------------------------------------------------------ sending
@@ -176,7 +183,7 @@ class HandoffDesk:
             return self._sender_settled(sequence, "kept")
         self._offers += 1
         sequence.sender = Sender(_offer_of(sequence, self._offers), sequence.peer, now)
-        self._send(sequence.peer, sequence.sender.offer)
+        self.send(sequence.peer, sequence.sender.offer)
         sequence.offer_index = self._peers[sequence.peer].sent
         blocks, sequence.sealed = sequence.sealed, []
         settled = self._sender_did(sequence, sequence.sender.sealed(blocks, complete=sequence.sealed_all))
@@ -220,7 +227,7 @@ class HandoffDesk:
             self._sender_did(sequence, sequence.sender.ended())
         elif sequence.receiver is not None:
             if sequence.peer is not None:
-                self._send(sequence.peer, refuse(sequence.receiver.offer, "stale"))
+                self.send(sequence.peer, refuse(sequence.receiver.offer, "stale"))
             self._receiver_did(sequence, sequence.receiver.release())
         self._engine.release(sequence.key)
 
@@ -250,7 +257,7 @@ class HandoffDesk:
         receiver = sequence.receiver if sequence is not None and sequence.peer == peer else None
         if sequence is None or receiver is None or receiver.offer.number != message.number:
             if not isinstance(message, Withdraw):
-                self._send(peer, refuse(message, "stale"))
+                self.send(peer, refuse(message, "stale"))
             return []
         match message:
             case Ready():
@@ -280,12 +287,6 @@ class HandoffDesk:
 
     # ------------------------------------------------------------------ private
 
-    def _send(self, peer: WorkerId, message: ControlMessage) -> None:
-        counts = self._peers.get(peer)
-        if counts is not None:
-            counts.sent += 1
-            self._effects.append(SendControl(peer=peer, message=message))
-
     def _sender_did(self, sequence: WorkerSequence, did: Sending) -> Settled:
         sender = sequence.sender
         if sender is None:
@@ -293,7 +294,7 @@ class HandoffDesk:
         if did.granted and sender.reservation is not None:
             self._effects.append(GrantBlocks(reservation=sender.reservation, blocks=did.granted))
         for message in did.messages:
-            self._send(sender.peer, message)
+            self.send(sender.peer, message)
             if isinstance(message, Last):
                 sequence.log.state, sequence.log.moved_to = "moved", sender.peer
         return [] if did.outcome is None else self._sender_settled(sequence, did.outcome)
@@ -335,7 +336,7 @@ class HandoffDesk:
         if did.pull and receiver.reservation is not None:
             self._start_pull(sequence, receiver, receiver.reservation, tuple(did.pull))
         for message in did.messages:
-            self._send(receiver.peer, message)
+            self.send(receiver.peer, message)
         if receiver.state is ReceiverState.RELEASED:
             return self._release(sequence, receiver)
         return [] if did.run is None else self._activate(sequence, receiver, did.run, did.good_blocks)

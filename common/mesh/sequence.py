@@ -23,6 +23,7 @@ class Sequence:
     """`tokens` is the prompt followed by all new tokens; K and V of positions below `computed` are in `blocks`.
 
     `handle` names it to the step engine; a sequence that starts again (after preemption) gets a new one.
+    `preempted` once it has lost its blocks: while it waits, room goes to it before it goes to imports.
     `reported` blocks were announced as filled, `named` blocks are in the prefix index. While `pins` is above zero somebody
     outside the engine works on its blocks: they are neither freed nor written to.
     """
@@ -40,6 +41,7 @@ class Sequence:
     reported: int = 0
     announced: bool = False
     in_step: bool = False
+    preempted: bool = False
     pins: int = 0
     keep_when_unpinned: bool = False
     released: bool = False

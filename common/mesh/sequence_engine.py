@@ -87,15 +87,16 @@ class SequenceEngine:
     def reserve(self, job: SequenceJob, positions: int) -> Landing | None:
         """Take blocks for `positions` imported positions plus one block to decode into; pin what is known already.
 
-        None where there is no room now. The sequence is then nobody's victim until `activate` or `release`.
+        None where there is no room now, or where what was preempted waits for it. The sequence is then nobody's victim
+        until `activate` or `release`.
         """
         if job.key in self._sequences:
             raise InvariantBroken(f"{job.key} is here already")
-        if len(self._active()) >= self._limits.max_sequences:
+        if len(self._active()) >= self._limits.max_sequences or any(s.preempted for s in self._waiting):
             return None
         sequence = self._make(job)
         known = self._known_prefix(sequence, positions)
-        needed = self._layout.blocks_for(positions) + 1 - len(known)
+        needed = min(self._layout.blocks_for(positions) + 1, self._pool.total) - len(known)
         if self._pool.evictable_outside(known) < needed:
             return None
         self._pool.share(known)
@@ -360,6 +361,7 @@ class SequenceEngine:
         self._handles += 1
         sequence.handle = self._handles
         sequence.announced = False
+        sequence.preempted = True
         sequence.phase = Phase.WAITING
         sequence.computed = sequence.named = sequence.reported = 0
         sequence.prompt_logprobs.clear()

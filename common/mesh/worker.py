@@ -13,7 +13,7 @@ from common.mesh.engine_values import BlocksFilled, EngineEvent, EngineLoad, Pre
 from common.mesh.handoff_desk import HandoffDesk, Settled
 from common.mesh.sequence import Phase
 from common.mesh.sequence_engine import SequenceEngine
-from common.mesh.worker_effects import SendControl, SendTokens, WorkerEffect
+from common.mesh.worker_effects import SendTokens, WorkerEffect
 from common.mesh.worker_sequence import WorkerSequence
 from common.protocol.attempt_floor import AttemptFloors
 from common.protocol.handoff_receiver import Receiver, refuse
@@ -129,6 +129,8 @@ class WorkerCore:
         if verdict == "accepted" and not all(self._is_known(key, dispatch.attempt) for key in keys):
             leader: SequenceKey | None = None
             for key, state in zip(keys, dispatch.choices, strict=True):
+                if self._is_known(key, dispatch.attempt):
+                    continue
                 self._place(key, state, dispatch, prompt, leader, now)
                 leader = leader if leader is not None or state.tokens else key
         return DispatchReply(request_id=dispatch.request_id, attempt=dispatch.attempt, verdict=verdict, code=code, message=message)
@@ -145,7 +147,7 @@ class WorkerCore:
                 self.counters.ended["cancelled"] += 1
             elif log.state == "moved" and log.moved_to is not None:
                 message = ForwardedCancel(request_id=request, choice=key.choice, attempt=cancel.attempt)
-                self._effects.append(SendControl(peer=log.moved_to, message=message))
+                self.desk.send(log.moved_to, message)
                 self._logs.forget(key)
         self.desk.serve_queue()
 
@@ -231,13 +233,18 @@ class WorkerCore:
             message = "prompt and max_tokens do not fit the KV cache of a worker even when it is empty: ask for fewer tokens"
             return "refused", "kv_cache_too_small", message
         keys = [SequenceKey(RequestId(dispatch.request_id), state.choice) for state in dispatch.choices]
-        if any(self._floors.is_stale(key, dispatch.attempt) for key in keys):
+        if any(self._is_stale(key, dispatch.attempt) for key in keys):
             return "stale", "", ""
         if all(self._is_known(key, dispatch.attempt) for key in keys):
             return "accepted", "", ""
         if self._draining or not self._engine.has_room_to_queue(len(keys)):
             return "full", "", ""
         return "accepted", "", ""
+
+    def _is_stale(self, key: SequenceKey, attempt: int) -> bool:
+        """Also where the floor has expired under a sequence that runs on."""
+        log = self._logs.get(key)
+        return self._floors.is_stale(key, attempt) or (log is not None and log.attempt > attempt)
 
     def _is_known(self, key: SequenceKey, attempt: int) -> bool:
         log = self._logs.get(key)
@@ -283,7 +290,7 @@ class WorkerCore:
         prompt = unpack_ids(offer.prompt)
         reason = self._reason_to_refuse(key, offer, prompt)
         if reason is not None:
-            self._effects.append(SendControl(peer=peer, message=refuse(offer, reason)))
+            self.desk.send(peer, refuse(offer, reason))
             return
         self._admit(key, offer.attempt, now)
         log = SequenceLog(gateway=GatewayId(offer.gateway), attempt=offer.attempt, tokens=list(offer.tokens))

@@ -51,7 +51,7 @@ from common.protocol.subjects import Names
 from common.runtime.model_cards import CARD_RENEWAL_S, publish_card
 from common.runtime.peer_links import PeerLinks
 from common.runtime.step_meter import StepMeter
-from common.values.errors import BrokerUnavailable, PeerError, StoreUnavailable
+from common.values.errors import BrokerUnavailable, PayloadTooLarge, PeerError, StoreUnavailable
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, WorkerId
 from common.values.kv_layout import Fingerprint
 from common.values.model_card import ModelCard
@@ -215,7 +215,7 @@ class WorkerService:
         entries = self._core.on_replay(request.items)
         try:
             message.respond(self._fitting_reply(entries))
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, PayloadTooLarge) as error:
             logger.warning("answer_lost", extra={"fields": {"reason": str(error)}})
 
     def _fitting_reply(self, entries: list[ReplayEntry]) -> bytes:
@@ -372,7 +372,7 @@ class WorkerService:
             return
         try:
             self._world.broker.publish(self._names.gateway_tokens(gateway), payload)
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, PayloadTooLarge) as error:
             logger.warning("frame_lost", extra={"fields": {"gateway": gateway, "reason": str(error)}})
 
     def _publish_snapshot(self, *, gone: bool = False) -> None:

@@ -9,12 +9,15 @@ import logging
 import time
 from collections.abc import Coroutine, Sequence
 
+import msgspec
+
 from common.mesh.gateway import GatewayCore
 from common.mesh.gateway_effects import Accepted, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
 from common.ports.broker import Broker, Message
 from common.ports.generation import GenerationRequest
 from common.ports.state_store import StateStore
 from common.protocol.messages import (
+    Dispatch,
     ReplayRequest,
     decode_dispatch_reply,
     decode_replay_reply,
@@ -38,6 +41,7 @@ from common.values.errors import (
     ContextTooLong,
     InvalidRequest,
     ModelNotFound,
+    PayloadTooLarge,
     PeerError,
     StoreUnavailable,
 )
@@ -51,7 +55,6 @@ PING_TIMEOUT_S = 1.0
 CARD_RETRY_S = 1.0
 MAX_PROMPT_SCORES = 20_000
 """Prompt log-probabilities travel in one frame: (positions x alternatives) is bounded."""
-FRAME_OVERHEAD_BYTES = 64 * 1024
 logger = logging.getLogger(__name__)
 
 
@@ -63,8 +66,7 @@ class LiveMesh:
         self._broker = broker
         self._store = store
         self._names = names
-        room = broker.max_payload_bytes - FRAME_OVERHEAD_BYTES
-        self._core = GatewayCore(gateway=gateway, incarnation=incarnation, max_prompt_bytes=room)
+        self._core = GatewayCore(gateway=gateway, incarnation=incarnation)
         self._generations: dict[RequestId, LiveGeneration] = {}
         self._requests: dict[RequestId, GenerationRequest] = {}
         self._cards: dict[ModelKey, ModelCard] = {}
@@ -260,10 +262,10 @@ class LiveMesh:
         try:
             await self._record_attempt(request_id, effect)
             payload = await self._broker.request(
-                self._names.worker_inbox(effect.worker), encode(dispatch), timeout_s=DISPATCH_TIMEOUT_S
+                self._names.worker_inbox(effect.worker), self._encoded(dispatch), timeout_s=DISPATCH_TIMEOUT_S
             )
             reply = None if payload is None else decode_dispatch_reply(payload)
-        except (StoreUnavailable, BrokerUnavailable) as error:
+        except (StoreUnavailable, BrokerUnavailable, PayloadTooLarge) as error:
             self._core.abort(request_id, dispatch.attempt, error)
         except PeerError as error:
             logger.warning("malformed_answer", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
@@ -271,6 +273,13 @@ class LiveMesh:
         else:
             self._core.on_dispatch_answer(request_id, dispatch.attempt, effect.worker, reply, self._now())
         self._after_event()
+
+    def _encoded(self, dispatch: Dispatch) -> bytes:
+        """A prompt that would pass the broker's limit is left out: the worker reads it in the request record."""
+        payload = encode(dispatch)
+        if len(payload) > self._broker.max_payload_bytes:
+            payload = encode(msgspec.structs.replace(dispatch, prompt=None))
+        return payload
 
     async def _record_attempt(self, request_id: RequestId, effect: SendDispatch) -> None:
         """The record shows an attempt before its worker is told. Without the store nothing new is admitted; a request that
