@@ -85,6 +85,24 @@ async def test_stop_strings_end_a_stream(stop: object, shown: str) -> None:
         assert len(running.mesh.cancelled) == 1
 
 
+async def test_a_choice_that_stopped_is_cancelled_while_the_others_go_on() -> None:
+    async with gateway() as running:
+        answer = (await running.client.post(COMPLETION, json=completion(seed=1, n=2, stop=["two"], max_tokens=300))).json()
+        assert [choice["finish_reason"] for choice in answer["choices"]] == ["length", "stop"]
+        assert answer["choices"][1]["text"] == "one "
+        assert answer["usage"]["completion_tokens"] == running.mesh.made < 320
+
+
+async def test_a_client_that_leaves_within_its_body_is_forgotten() -> None:
+    async with gateway(max_concurrent_requests=1) as running:
+        _, writer = await asyncio.open_connection(running.host, running.port)
+        writer.write(raw_post(chat())[:-5])
+        await writer.drain()
+        writer.close()
+        await shown(running, 'status="499"} 1')
+        assert (await running.client.post(CHAT, json=chat())).status_code == 200
+
+
 async def test_stop_at_token_zero_and_included_stop() -> None:
     async with gateway() as running:
         first = (await running.client.post(COMPLETION, json=completion(seed=2, stop=["o"]))).json()

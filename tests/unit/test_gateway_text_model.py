@@ -1,8 +1,10 @@
 """Tokenizer and chat template from a model card."""
 
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
+from tokenizers import Tokenizer, processors
 
 from common.values.errors import ContextTooLong, InvalidRequest, ModelError, Overloaded
 from services.gateway.text.chat_template import ChatTemplate
@@ -21,8 +23,13 @@ def test_chat_is_rendered_once_with_its_special_tokens() -> None:
 
 
 def test_a_bos_that_the_text_brings_is_not_doubled() -> None:
-    model = TextModel(tiny_card())
-    assert model.encode("<s><s>one").count(BOS) == 1
+    adding = Tokenizer.from_str(tiny_tokenizer().to_str())
+    adding.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    model = TextModel(replace(tiny_card(), tokenizer=adding.to_str().encode()))
+    assert model.encode("<s>one") == model.encode("one")
+    assert model.encode("one").count(BOS) == 1
+    assert BOS not in model.encode("one", add_special_tokens=False)
+    assert TextModel(tiny_card()).encode("<s><s>one").count(BOS) == 2, "a tokenizer that adds none doubles none"
 
 
 def test_token_bytes_concatenate_to_the_text() -> None:

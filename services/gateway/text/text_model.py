@@ -44,6 +44,7 @@ class TextModel:
             self._template = ChatTemplate(card.chat_template, special_tokens=card.special_tokens)
         added = {token.id: token.content for token in file.added_tokens}
         self._token_bytes = TokenBytes(self._tokenizer, byte_level=_is_byte_level(file.decoder), added=added)
+        self._own_bos: list[int] = self._tokenizer.encode("").ids[:1]  # what the tokenizer itself puts before a text, if anything
         self._longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
@@ -61,8 +62,7 @@ class TextModel:
             ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except (UnicodeError, TypeError) as error:
             raise InvalidRequest("the text holds half of a surrogate pair, which is no character") from error
-        bos = self.card.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
+        if add_special_tokens and self._own_bos and ids[1:2] == self._own_bos:
             del ids[0]
         return tuple(ids)
 
