@@ -41,8 +41,9 @@ class TerminalView:
         self._shown[report.name] = shown
         part = "" if report.progress is None else f" {report.progress:.0%}"
         self._line(report.name, f"{_WORDS[report.what]}{part}{': ' + report.detail if report.detail else ''}")
-        for line in last_lines:
-            self._line(report.name, f"| {line}")
+        if report.detail.startswith("exit status") and report.detail != "exit status 0":
+            for line in last_lines:
+                self._line(report.name, f"| {line}")
 
     def warning(self, name: str, line: str) -> None:
         self._line(name, line)

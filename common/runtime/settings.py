@@ -39,8 +39,8 @@ from common.values.errors import SettingsError
 from common.values.worker import Role
 
 GroupT = TypeVar("GroupT")
-PLUMBING_VARIABLES = frozenset({"SEGUE_CONFIG", "SEGUE_NOTIFY_FD", "SEGUE_CACHE_DIR", "SEGUE_VENV"})
-"""Variables with our prefix that are no settings: the supervisor's pipe, the model cache, the virtual environment."""
+PLUMBING_VARIABLES = frozenset({"SEGUE_CONFIG", "SEGUE_NOTIFY_FD", "SEGUE_CACHE_DIR", "SEGUE_UCX_LIBRARY"})
+"""Variables with our prefix that are no settings: the supervisor's pipe, the model cache, an own libucp."""
 TABLES = frozenset({"mesh", "gateway", "worker", "serve"})
 
 
