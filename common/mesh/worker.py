@@ -227,7 +227,7 @@ class WorkerCore:
         if len(prompt) >= limits.max_model_len:
             message = f"the prompt has {len(prompt)} tokens; this model takes at most {limits.max_model_len - 1}"
             return "refused", "context_length_exceeded", message
-        if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
+        if not all(self._in_vocabulary(ids) for ids in (prompt, *(state.tokens for state in dispatch.choices))):
             return "refused", "invalid_request", f"token ids must be between 0 and {limits.vocab_size - 1}"
         if not self._engine.can_ever_fit(len(prompt), dispatch.sampling.max_tokens):
             message = "prompt and max_tokens do not fit the KV cache of a worker even when it is empty: ask for fewer tokens"
@@ -240,6 +240,9 @@ class WorkerCore:
         if self._draining or not self._engine.has_room_to_queue(len(keys)):
             return "full", "", ""
         return "accepted", "", ""
+
+    def _in_vocabulary(self, ids: Sequence[int]) -> bool:
+        return not ids or (min(ids) >= 0 and max(ids) < self._limits.vocab_size)
 
     def _is_stale(self, key: SequenceKey, attempt: int) -> bool:
         """Also where the floor has expired under a sequence that runs on."""
@@ -313,6 +316,8 @@ class WorkerCore:
             return "stale"
         whole = len(prompt) + len(offer.tokens)
         if not prompt or whole > self._limits.max_model_len or not 0 < offer.positions <= whole:
+            return "mismatch"
+        if not (self._in_vocabulary(prompt) and self._in_vocabulary(offer.tokens)):
             return "mismatch"
         if not self._engine.can_ever_fit(len(prompt), offer.sampling.max_tokens):
             return "never_fits"

@@ -1,0 +1,166 @@
+"""What a worker does with attempts, cancels and places in its queue, said with literal events."""
+
+from random import Random
+
+from common.mesh.engine_values import SequenceJob
+from common.mesh.sequence_engine import SequenceEngine
+from common.policy.batching import StepLimits
+from common.policy.block_pool import BlockPool
+from common.protocol.messages import Cancel, ChoiceState, Dispatch, Offer, ReplayItem, pack_ids
+from common.values.ids import ModelKey, RequestId, SequenceKey, WorkerId
+from common.values.kv_layout import Fingerprint, KvLayout
+from common.values.sampling import SamplingParameters
+from tests.handoff_world import Node
+from tests.shadow_kv import EOS, ShadowKv, ShadowStep
+
+KEY = SequenceKey(RequestId("r"), 0)
+
+
+def node() -> Node:
+    return Node("p", Random(1), 32, budget=16, sequences=4, waiting=4)
+
+
+def dispatch(
+    attempt: int, *, request: str = "r", choices: int = 1, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 4
+) -> Dispatch:
+    return Dispatch(
+        request_id=request,
+        attempt=attempt,
+        gateway="g",
+        incarnation="i",
+        model=ModelKey("m", "1"),
+        prompt=pack_ids(prompt),
+        choices=[ChoiceState(choice=n) for n in range(choices)],
+        sampling=SamplingParameters(max_tokens=max_tokens, seed=1, ignore_eos=True),
+    )
+
+
+def step(node: Node) -> None:
+    plan = node.core.plan()
+    assert plan is not None
+    node.step.submit(plan)
+    node.core.on_step(node.step.perform(), 0.0)
+
+
+def state(node: Node, attempt: int, choice: int = 0) -> str:
+    (entry,) = node.core.on_replay([ReplayItem(request_id="r", choice=choice, attempt=attempt, next_index=0)])
+    return entry.state
+
+
+def test_a_cancel_that_overtakes_its_dispatch_fences_it() -> None:
+    worker = node()
+    worker.core.on_cancel(Cancel(request_id="r", attempt=1), 0.0)
+    assert worker.core.on_dispatch(dispatch(1), 0.0).verdict == "stale"
+    assert worker.core.on_dispatch(dispatch(2), 0.0).verdict == "accepted"
+
+
+def test_a_cancel_of_one_choice_leaves_the_others() -> None:
+    worker = node()
+    worker.core.on_dispatch(dispatch(1, choices=2), 0.0)
+    worker.core.on_cancel(Cancel(request_id="r", attempt=1, choices=[1]), 0.0)
+    assert [state(worker, 1, 0), state(worker, 1, 1)] == ["queued", "unknown"]
+
+
+def test_a_higher_attempt_replaces_a_lower_one() -> None:
+    worker = node()
+    worker.core.on_dispatch(dispatch(1), 0.0)
+    worker.core.on_dispatch(dispatch(2), 0.0)
+    assert [state(worker, 1), state(worker, 2)] == ["unknown", "queued"]
+    assert worker.core.on_dispatch(dispatch(1), 0.0).verdict == "stale"
+    worker.core.check_invariants()
+
+
+def test_a_lower_attempt_is_refused_even_after_its_floor_has_expired() -> None:
+    worker = node()
+    worker.core.on_dispatch(dispatch(2), 0.0)
+    worker.core.on_tick(1000.0)
+    assert worker.core.on_dispatch(dispatch(1), 1000.0).verdict == "stale"
+    assert state(worker, 2) == "queued"
+
+
+def test_a_dispatch_that_comes_twice_runs_once() -> None:
+    worker = node()
+    worker.core.on_dispatch(dispatch(1), 0.0)
+    step(worker)
+    assert worker.core.on_dispatch(dispatch(1), 0.0).verdict == "accepted"
+    assert state(worker, 1) == "running"
+    assert worker.core.load().waiting == 0
+
+
+def test_a_dispatch_that_comes_again_for_one_choice_more_leaves_the_running_ones() -> None:
+    worker = node()
+    worker.core.on_dispatch(dispatch(1), 0.0)
+    step(worker)
+    assert worker.core.on_dispatch(dispatch(1, choices=2), 0.0).verdict == "accepted"
+    assert [state(worker, 1, 0), state(worker, 1, 1)] == ["running", "queued"]
+
+
+def test_what_cannot_be_served_is_refused_with_the_clients_code() -> None:
+    worker = node()
+    assert worker.core.on_dispatch(dispatch(1, prompt=()), 0.0).code == "invalid_request"
+    assert worker.core.on_dispatch(dispatch(1, prompt=(1, 10_000)), 0.0).code == "invalid_request"
+    assert worker.core.on_dispatch(dispatch(1, prompt=(1,) * 40), 0.0).code == "context_length_exceeded"
+    small = Node("p", Random(1), 2, budget=16, sequences=4, waiting=4)
+    assert small.core.on_dispatch(dispatch(1, max_tokens=20), 0.0).code == "kv_cache_too_small"
+    assert [worker.core.idle, small.core.idle] == [True, True]
+
+
+def test_a_full_queue_and_a_draining_worker_say_full() -> None:
+    worker = node()
+    for number in range(4):
+        assert worker.core.on_dispatch(dispatch(1, request=f"r{number}"), 0.0).verdict == "accepted"
+    assert worker.core.on_dispatch(dispatch(1, request="one too many"), 0.0).verdict == "full"
+    empty = node()
+    empty.core.drain()
+    assert empty.core.on_dispatch(dispatch(1), 0.0).verdict == "full"
+
+
+def offer(**changes: object) -> Offer:
+    fields: dict[str, object] = {
+        "request_id": "r",
+        "choice": 0,
+        "attempt": 1,
+        "number": 7,
+        "gateway": "g",
+        "prompt": pack_ids((1, 2, 3)),
+        "tokens": [],
+        "sampling": SamplingParameters(max_tokens=4, seed=1),
+        "positions": 3,
+    }
+    return Offer(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_an_offer_that_does_not_add_up_is_refused_and_nothing_is_held() -> None:
+    for wrong in ({"prompt": b""}, {"positions": 0}, {"positions": 9}, {"tokens": [10_000]}, {"tokens": [2**63]}, {"tokens": [-1]}):
+        worker = node()
+        worker.core.on_peer_joined(WorkerId("q"))
+        worker.core.on_control(WorkerId("q"), offer(**wrong), 0.0)
+        assert [type(effect.message).__name__ for effect in worker.core.take_effects()] == ["Refuse"]  # type: ignore[union-attr]
+        assert worker.core.idle
+
+
+def test_room_goes_to_what_was_preempted_before_it_goes_to_imports() -> None:
+    kv = ShadowKv(4, 4)
+    engine = SequenceEngine(
+        fingerprint=Fingerprint(weights="w", dtype="float32", layout=KvLayout(layers=1, kv_heads=1, head_dim=1, block_size=4)),
+        pool=BlockPool(4, kv.generations),
+        limits=StepLimits(),
+        max_model_len=64,
+        eos_token_ids=EOS,
+    )
+    sampling = SamplingParameters(max_tokens=9, seed=1, ignore_eos=True)
+    for number in range(2):
+        key = SequenceKey(RequestId(f"r{number}"), 0)
+        engine.submit(SequenceJob(key=key, prompt=(number, 1, 2, 3, 4, 5), sampling=sampling))
+    shadow = ShadowStep(kv)
+    while not engine.load().preemptions:
+        plan = engine.plan()
+        assert plan is not None
+        shadow.submit(plan)
+        engine.complete(shadow.perform())
+    newcomer = SequenceJob(key=KEY, prompt=(9,), sampling=SamplingParameters(max_tokens=1, seed=1))
+    engine.release(SequenceKey(RequestId("r0"), 0))
+    assert engine.reserve(newcomer, 1) is None
+    engine.plan()
+    assert engine.reserve(newcomer, 1) is None
+    engine.release(SequenceKey(RequestId("r1"), 0))
