@@ -40,7 +40,7 @@ async def test_chat_whole_and_streamed_say_the_same() -> None:
         assert choices[0][0]["delta"]["role"] == "assistant"
         assert [choice[0]["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 2) + ["length"]
         assert all(event.data["id"] == events[0].data["id"] for event in events)
-        assert not running.mesh.open
+        await quiet(running.mesh)
 
 
 async def test_events_do_not_depend_on_how_tokens_were_cut_into_batches() -> None:
@@ -133,7 +133,7 @@ async def test_several_prompts_and_choices_are_numbered_through() -> None:
         assert done
         assert list(texts.values()) == [said(20, seed=place % 2) for place in range(6)]
         assert events[-1].id == ".".join(["20"] * 6)
-        assert not running.mesh.open
+        await quiet(running.mesh)
 
 
 async def test_echo_with_and_without_logprobs() -> None:
@@ -354,7 +354,7 @@ async def test_a_failure_after_the_first_token_is_the_streams_last_event() -> No
         assert done
         assert events[-1].data["error"]["code"] == "worker_lost"
         assert events[-2].id == "5"
-        assert not running.mesh.open
+        await quiet(running.mesh)
         await shown(running, 'outcome="failed"} 1')
 
 

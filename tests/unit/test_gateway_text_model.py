@@ -95,7 +95,7 @@ def test_a_template_is_confined_and_its_failures_are_answers(source: str) -> Non
 
 
 async def test_long_texts_queue_up_to_a_bound() -> None:
-    thread = TextThread(max_waiting=0)
+    thread = TextThread(max_waiting_characters=9_999)
     try:
         assert await thread.run(lambda: "short", characters=10) == "short"
         with pytest.raises(Overloaded):

@@ -16,32 +16,35 @@ from common.values.model_card import ModelCard
 from services.gateway.text.text_model import TextModel
 
 INLINE_CHARACTERS = 1024
-MAX_WAITING = 256
+MAX_WAITING_CHARACTERS = 64 * 2**20
 MAX_MODELS = 16
 
 T = TypeVar("T")
 
 
 class TextThread:
-    """One thread with a bounded queue before it; short texts are done at once by the caller."""
+    """One thread with a queue before it, bounded by the characters that wait; short texts are done at once by the caller."""
 
-    def __init__(self, *, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, *, max_waiting_characters: int = MAX_WAITING_CHARACTERS) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text")
-        self._room = threading.BoundedSemaphore(max_waiting)
+        self._limit = max_waiting_characters
+        self._waiting = 0
+        self._lock = threading.Lock()
 
     async def run(self, work: Callable[[], T], *, characters: int) -> T:
         """Raises Overloaded where too many texts wait already. A cancelled caller's text keeps its place until it is done."""
         if characters <= INLINE_CHARACTERS:
             return work()
-        if not self._room.acquire(blocking=False):
+        if self._waiting + characters > self._limit:
             raise Overloaded("too many long prompts wait to be tokenised")
-        try:
-            future = self._executor.submit(work)
-        except BaseException:
-            self._room.release()
-            raise
-        future.add_done_callback(lambda _: self._room.release())
+        future = self._executor.submit(work)
+        self._count(characters)
+        future.add_done_callback(lambda _: self._count(-characters))
         return await asyncio.wrap_future(future)
+
+    def _count(self, characters: int) -> None:
+        with self._lock:  # the thread counts down, the event loop up
+            self._waiting += characters
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
