@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from common.values.errors import PeerError
+from common.values.errors import PeerError, RequestError
 from common.values.ids import ModelKey
 from common.values.kv_layout import Fingerprint
 from common.values.sampling import SamplingParameters
@@ -337,7 +337,7 @@ def decode_snapshot(payload: bytes) -> Snapshot:
 def _decode(decoder: "msgspec.msgpack.Decoder[T]", payload: bytes) -> T:
     try:
         return decoder.decode(payload)
-    except (msgspec.DecodeError, msgspec.ValidationError, ValueError, TypeError) as error:
+    except (msgspec.DecodeError, RequestError, ValueError, TypeError, RecursionError) as error:
         raise PeerError(f"malformed message: {error}") from error
 
 
