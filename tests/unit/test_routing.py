@@ -1,0 +1,105 @@
+"""Where a request goes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.policy.routing import PendingLoad, Placement, place
+from common.values.ids import Incarnation, ModelKey, WorkerId
+from common.values.kv_layout import Fingerprint, KvLayout
+from common.values.worker import WorkerSnapshot
+
+
+def snapshot(name: str, role: str, **changes: Any) -> WorkerSnapshot:
+    fields: dict[str, Any] = {
+        "worker": WorkerId(name),
+        "incarnation": Incarnation("i"),
+        "model": ModelKey("m", "1"),
+        "role": role,
+        "state": "ready",
+        "sequence_number": 1,
+        "control_host": "127.0.0.1",
+        "control_port": 1,
+        "fingerprint": Fingerprint(weights="w", dtype="float32", layout=KvLayout(layers=1, kv_heads=1, head_dim=1)),
+        "max_model_len": 100,
+        "max_num_seqs": 4,
+        "blocks_total": 10,
+        "blocks_free": 10,
+        "blocks_cached": 0,
+        "peers": {other: "shm" for other in ("p", "q", "d", "e") if other != name},
+    }
+    return WorkerSnapshot(**(fields | changes))
+
+
+def where(
+    *snapshots: WorkerSnapshot,
+    pending: Mapping[WorkerId, PendingLoad] | None = None,
+    needs_decode: bool = True,
+    avoid: tuple[str, ...] = (),
+) -> tuple[str, str | None] | None:
+    placement = place(snapshots, pending or {}, prompt_tokens=100, needs_decode=needs_decode, avoid=[WorkerId(name) for name in avoid])
+    return None if placement is None else (placement.worker, placement.decode)
+
+
+P, Q, D, E, B = (snapshot(name, role) for name, role in zip("pqdeb", ("prefill", "prefill", "decode", "decode", "both"), strict=True))
+
+
+def test_prefill_and_decode_workers_are_paired() -> None:
+    assert where(P, D) == ("p", "d")
+
+
+def test_what_ends_with_its_first_token_stays_where_it_is_prefilled() -> None:
+    assert where(P, D, needs_decode=False) == ("p", None)
+
+
+def test_a_role_that_nobody_plays_is_taken_by_any_live_worker() -> None:
+    assert where(P) == ("p", None)
+    assert where(D) == ("d", None)
+    assert where() is None
+    assert where(snapshot("p", "prefill", state="loading"), snapshot("d", "decode", state="draining")) is None
+
+
+def test_workers_that_cannot_pair_are_not_paired() -> None:
+    assert where(snapshot("p", "prefill", peers={"e": "tcp"}), D, E) == ("p", "e")
+    assert where(snapshot("p", "prefill", peers={}), D) in {("p", None), ("d", None)}
+
+
+def test_the_less_loaded_is_taken() -> None:
+    assert where(snapshot("p", "prefill", queued_tokens=1000), Q, D) == ("q", "d")
+    assert where(P, snapshot("d", "decode", running=3), E) == ("p", "e")
+    assert where(P, snapshot("d", "decode", running=1, blocks_free=0), snapshot("e", "decode", running=3)) == ("p", "e")
+    assert where(P, D, B) == ("b", None)
+    assert where(P, D, snapshot("b", "both", queued_tokens=1000)) == ("p", "d")
+
+
+def test_a_burst_between_two_snapshots_is_spread() -> None:
+    pending: dict[WorkerId, PendingLoad] = {}
+    taken = []
+    for _ in range(4):
+        placement = place([P, Q, D, E], pending, prompt_tokens=100, needs_decode=True)
+        assert isinstance(placement, Placement)
+        assert placement.decode is not None
+        taken.append((placement.worker, placement.decode))
+        pending[placement.worker] = PendingLoad(tokens=pending.get(placement.worker, PendingLoad()).tokens + 100)
+        pending[placement.decode] = PendingLoad(sequences=pending.get(placement.decode, PendingLoad()).sequences + 1)
+    assert sorted(taken) == [("p", "d"), ("p", "d"), ("q", "e"), ("q", "e")]
+
+
+def test_who_refused_is_avoided_while_there_are_others() -> None:
+    assert where(P, Q, D, avoid=("p",)) == ("q", "d")
+    assert where(P, D, avoid=("p", "d")) == ("p", "d")
+
+
+@given(st.lists(st.tuples(st.sampled_from("pqdeb"), st.integers(0, 500), st.integers(0, 5)), unique_by=lambda t: t[0]), st.booleans())
+def test_a_placement_names_live_workers_that_fit_their_roles_in_any_order(workers: list[tuple[str, int, int]], needs: bool) -> None:
+    roles = {"p": "prefill", "q": "prefill", "d": "decode", "e": "decode", "b": "both"}
+    snapshots = [snapshot(name, roles[name], queued_tokens=queued, running=running) for name, queued, running in workers]
+    placement = place(snapshots, {}, prompt_tokens=10, needs_decode=needs)
+    assert placement == place(snapshots[::-1], {}, prompt_tokens=10, needs_decode=needs)
+    assert (placement is None) == (not workers)
+    if placement is not None:
+        names = {name for name, _, _ in workers}
+        assert placement.worker in names
+        assert placement.decode is None or (needs and placement.decode in names and roles[placement.decode] == "decode")
