@@ -53,23 +53,25 @@ def main(arguments: list[str]) -> int:
 
 
 def missing_for_venv() -> str | None:
-    """What to type where this Python cannot make virtual environments, as Debian's cannot."""
+    """What to say where this Python cannot make virtual environments, as Debian's cannot."""
     if importlib.util.find_spec("venv") is not None and importlib.util.find_spec("ensurepip") is not None:
         return None
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    distribution = distribution_ids(Path("/etc/os-release"))
-    if distribution & {"debian", "ubuntu"}:
-        line = f"apt install python{version}-venv"
-    elif "alpine" in distribution:
-        line = "apk add python3 py3-pip"
-    elif distribution & {"fedora", "rhel", "centos"}:
-        line = "dnf install python3-pip"
-    elif distribution & {"suse", "opensuse"}:
-        line = "zypper install python3-pip"
-    else:
+    line = mending_line(distribution_ids(Path("/etc/os-release")), f"{sys.version_info[0]}.{sys.version_info[1]}")
+    if line is None:
         return f"this Python ({sys.executable}) lacks the modules venv and ensurepip: install the package that brings them"
     sudo = "" if os.geteuid() == 0 else "sudo "
     return f"this Python ({sys.executable}) cannot make virtual environments. This mends it:\n\n    {sudo}{line}\n"
+
+
+def mending_line(distribution: set[str], version: str) -> str | None:
+    """The command that brings venv to this Python; None for a distribution that we do not know."""
+    if distribution & {"debian", "ubuntu"}:
+        return f"apt install python{version}-venv"
+    if "alpine" in distribution:
+        return "apk add python3 py3-pip"
+    if distribution & {"fedora", "rhel", "centos"}:
+        return "dnf install python3-pip"
+    return "zypper install python3-pip" if distribution & {"suse", "opensuse"} else None
 
 
 def distribution_ids(path: Path) -> set[str]:
