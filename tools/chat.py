@@ -5,6 +5,7 @@ With a message as argument, or text on standard input, it answers once. Ctrl-C s
 
 import argparse
 import asyncio
+import importlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from common.runtime.settings import is_loopback
 from tools.chat_stream import Answer, ChatFailed, Message, first_model, stream_answer
 
 HELP = "/reset forgets the conversation, /system TEXT sets the system prompt, /exit (or Ctrl-D) leaves"
@@ -56,19 +58,23 @@ async def _run(options: argparse.Namespace, message: str) -> int:
     key = options.api_key or next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(10.0, read=60.0)
-    async with httpx.AsyncClient(base_url=options.url.rstrip("/"), headers=headers, timeout=timeout) as client:
+    url = options.url.rstrip("/")
+    outside = not is_loopback(httpx.URL(url).host)
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=outside) as client:
         model = options.model or await first_model(client)
         conversation = Conversation(system=options.system)
         if message:
             await _answer(client, model, conversation, message, options)
             return 0
+        with suppress(ImportError):
+            importlib.import_module("readline")
         print(f"{model} at {options.url}. {HELP}")
         await _talk(client, model, conversation, options)
     return 0
 
 
 async def _talk(client: httpx.AsyncClient, model: str, conversation: Conversation, options: argparse.Namespace) -> None:
-    while (line := await _read_line()) is not None:
+    while (line := _read_line()) is not None:
         command, _, rest = line.strip().partition(" ")
         match command:
             case "":
@@ -118,12 +124,19 @@ async def _answer(
         conversation.keep(question, answer.text)
 
 
-async def _read_line() -> str | None:
-    """A line of the user; None at the end of the input, or for Ctrl-C at the prompt."""
+def _read_line() -> str | None:
+    """A line of the user; None at the end of the input, or for Ctrl-C at the prompt.
+
+    It blocks the event loop, on which nothing else runs meanwhile: a thread would keep the program from ending at Ctrl-C.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return await asyncio.get_running_loop().run_in_executor(None, input, "\n> ")
-    except EOFError:
+        return input("\n> ")
+    except (EOFError, KeyboardInterrupt):
+        print()
         return None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _write(text: str) -> None:
