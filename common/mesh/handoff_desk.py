@@ -200,11 +200,15 @@ class HandoffDesk:
         seal = self._seals.pop(ticket)
         self._engine.unpin(seal.pin)
         sequence = seal.sequence
+        earlier = next((other for other in self._seals.values() if other.sequence is sequence), None)
+        complete = seal.complete and earlier is None
+        if seal.complete and earlier is not None:
+            earlier.complete = True  # seals may return in any order: LAST goes with the one that returns last
         if sequence.sender is None:
             sequence.sealed.extend(blocks)
-            sequence.sealed_all = sequence.sealed_all or seal.complete
+            sequence.sealed_all = sequence.sealed_all or complete
             return []
-        return self._sender_did(sequence, sequence.sender.sealed(blocks, complete=seal.complete))
+        return self._sender_did(sequence, sequence.sender.sealed(blocks, complete=complete))
 
     def receiver_message(self, sequence: WorkerSequence, message: ReceiverMessage) -> Settled:
         sender = sequence.sender

@@ -13,7 +13,7 @@ from common.mesh.engine_values import BlocksFilled, EngineEvent, EngineLoad, Pre
 from common.mesh.handoff_desk import HandoffDesk, Settled
 from common.mesh.sequence import Phase
 from common.mesh.sequence_engine import SequenceEngine
-from common.mesh.worker_effects import SendTokens, WorkerEffect
+from common.mesh.worker_effects import ObserveHandoff, SendTokens, WorkerEffect
 from common.mesh.worker_sequence import WorkerSequence
 from common.protocol.attempt_floor import AttemptFloors
 from common.protocol.handoff_receiver import Receiver, refuse
@@ -344,6 +344,7 @@ class WorkerCore:
                     self._on_ended(sequence, new.ending.reason, now)
                 else:
                     sequence.log.state = "running"
+                    sequence.first_token_at = now if sequence.first_token_at is None else sequence.first_token_at
                     self._settle(self.desk.token_made(sequence), now)
             case BlocksFilled():
                 leader = self._sequences.get(sequence.leader) if sequence.leader is not None else None
@@ -364,6 +365,8 @@ class WorkerCore:
         for sequence, settlement in settled:
             match settlement:
                 case "moved":
+                    if sequence.first_token_at is not None:
+                        self._effects.append(ObserveHandoff(exposed_s=now - sequence.first_token_at))
                     self._logs.close(sequence.key, "moved", now, moved_to=sequence.peer)
                     del self._sequences[sequence.key]
                 case "dropped" | "released":

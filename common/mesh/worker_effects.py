@@ -53,4 +53,12 @@ class RevokeGrant:
     reservation: ReservationId
 
 
-WorkerEffect = SendTokens | SendControl | SealBlocks | PullBlocks | GrantBlocks | RevokeGrant
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveHandoff:
+    """A hand-off has succeeded: `exposed_s` passed between the first token here and the receiver's ACK, the part of the
+    transfer that prefill did not hide."""
+
+    exposed_s: float
+
+
+WorkerEffect = SendTokens | SendControl | SealBlocks | PullBlocks | GrantBlocks | RevokeGrant | ObserveHandoff

@@ -34,5 +34,6 @@ class WorkerSequence:
     offer_index: int = 0
     remaining_s: float | None = None
     awaits_offer: bool = False
+    first_token_at: float | None = None
     sealed: list[ReadyBlock] = field(default_factory=list)
     sealed_all: bool = False

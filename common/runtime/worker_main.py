@@ -88,7 +88,7 @@ async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyn
         world = WorkerWorld(broker=broker, store=store, network=network, transport=transport, region=region, step_engine=step_engine)
         service = WorkerService(_identity(settings, model), world, _core(settings, model, region), Names(settings.mesh.name))
         metrics = Metrics()
-        show_worker_metrics(metrics, service.core, service.meter)
+        show_worker_metrics(metrics, service)
         async with StatusServer(settings.host, settings.status_port, metrics, ready=lambda: service.ready):
             await service.run(stop, on_ready=lambda: notifier.state("ready", detail=_pairs(service)))
         await step_engine.close()

@@ -1,9 +1,10 @@
 """A worker's metrics: its queue, its blocks, its steps, its hand-offs."""
 
+from collections.abc import Callable
+
 from common.mesh.engine_values import EngineLoad
-from common.mesh.worker import WorkerCore
 from common.runtime.metrics import Metrics
-from common.runtime.step_meter import StepMeter
+from common.runtime.worker_service import WorkerService
 
 SETTLEMENTS = ("moved", "kept", "dropped", "running", "released")
 PULL_OUTCOMES = ("copied", "generation", "checksum", "refused", "lost", "missing")
@@ -21,12 +22,15 @@ _LOADS = {
 }
 
 
-def show_worker_metrics(metrics: Metrics, core: WorkerCore, meter: StepMeter) -> None:
+def show_worker_metrics(metrics: Metrics, service: WorkerService) -> None:
+    core, meter = service.core, service.meter
+    exposed = metrics.histogram("segue_handoff_exposed_seconds", "From first token to the receiver's ACK: transfer not hidden.")
+    service.on_handoff = exposed.series().observe
     for name, (help_text, read) in _LOADS.items():
         metrics.gauge(name, help_text).series().follow(lambda read=read: float(read(core.load())))  # type: ignore[misc]
 
-    def total(name: str, help_text: str, read: "object") -> None:
-        metrics.counter(name, help_text).series().follow(read)  # type: ignore[arg-type]
+    def total(name: str, help_text: str, read: Callable[[], float]) -> None:
+        metrics.counter(name, help_text).series().follow(read)
 
     def load() -> EngineLoad:
         return core.load()

@@ -17,6 +17,7 @@ import msgspec
 from common.mesh.worker import WorkerCore
 from common.mesh.worker_effects import (
     GrantBlocks,
+    ObserveHandoff,
     PullBlocks,
     RevokeGrant,
     SealBlocks,
@@ -114,6 +115,7 @@ class WorkerService:
         self._tasks: asyncio.TaskGroup
         self._links: PeerLinks
         self._address: tuple[str, int] = ("", 0)
+        self.on_handoff: Callable[[float], None] = lambda exposed_s: None
 
     @property
     def core(self) -> WorkerCore:
@@ -359,6 +361,8 @@ class WorkerService:
                 self._world.transport.grant(effect.reservation, effect.blocks)
             case RevokeGrant():
                 self._world.transport.revoke(effect.reservation)
+            case ObserveHandoff():
+                self.on_handoff(effect.exposed_s)
 
     def _send_tokens(self, gateway: GatewayId, entries: tuple[FrameEntry, ...]) -> None:
         """One frame, or several where it would pass the broker's limit. A frame that cannot leave is replayed later."""
