@@ -13,8 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.protocol.messages import Last
+from common.values.ids import WorkerId
 from common.values.sampling import SamplingParameters
-from tests.handoff_world import BLOCK, CALM, HandoffWorld, Node, Request, Weather
+from tests.handoff_node import BLOCK, Node
+from tests.handoff_quiescence import finish, probe, settle
+from tests.handoff_requests import Request
+from tests.handoff_world import CALM, HandoffWorld, Weather
 
 EVENTS = 250
 NEW_REQUESTS = 0.05
@@ -33,7 +37,7 @@ def run_world(random: Random, weather: Weather, *, workers: int, mixed: bool) ->
         if random.random() < NEW_REQUESTS:
             world.add_random_request()
         world.do_something()
-    world.finish()
+    finish(world)
     return world
 
 
@@ -66,12 +70,12 @@ def greedy(max_tokens: int = 6) -> SamplingParameters:
     return SamplingParameters(max_tokens=max_tokens, seed=1, ignore_eos=True, logprobs=0)
 
 
-def calm_pair(blocks: int = 64) -> HandoffWorld:
-    return HandoffWorld(Random(3), workers=2, pool=(blocks, blocks))
+def calm_pair(seed: int = 3) -> HandoffWorld:
+    return HandoffWorld(Random(seed), workers=2, pool=(64, 64))
 
 
-def finish(world: HandoffWorld) -> None:
-    world.finish()
+def finish_calmly(world: HandoffWorld) -> None:
+    finish(world)
     for request in world.requests.values():
         assert request.attempt == 1
 
@@ -82,18 +86,20 @@ PROMPT = tuple(n % 7 for n in range(5 * BLOCK + 2))
 def test_the_second_identical_prompt_moves_at_most_one_block() -> None:
     world = calm_pair()
     world.add_request(PROMPT, greedy(), worker="p", decode="d")
-    finish(world)
+    finish_calmly(world)
     assert world.counts["pulled"] == 6
     world.add_request(PROMPT, greedy(), worker="p", decode="d")
-    finish(world)
+    finish_calmly(world)
     assert world.counts["emitted_by_two"] == 2
     assert world.counts["pulled"] <= 7
 
 
-def test_choices_share_one_transfer() -> None:
-    world = calm_pair()
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_choices_share_one_transfer_in_any_schedule(seed: int) -> None:
+    world = calm_pair(seed)
     request = world.add_request(PROMPT, greedy(), choices=3, worker="p", decode="d")
-    finish(world)
+    finish_calmly(world)
     assert world.counts["emitted_by_two"] == 3
     assert world.counts["pulled"] <= 6 + 2, "the followers' full blocks are known; only the last one is their own"
     assert [choice.emitters for choice in request.choices.values()] == [["p", "d"]] * 3
@@ -102,18 +108,32 @@ def test_choices_share_one_transfer() -> None:
 def test_a_prompt_flows_chunk_by_chunk_and_its_first_token_leaves_from_the_prefill_worker() -> None:
     world = calm_pair()
     request = world.add_request(PROMPT, greedy(), worker="p", decode="d")
-    finish(world)
+    finish_calmly(world)
     (choice,) = request.choices.values()
     assert choice.emitters == ["p", "d"]
     assert world.counts["Offer"] == world.counts["Accept"] == world.counts["Last"] == world.counts["Ack"] == 1
     assert world.counts["Ready"] > 1
 
 
+def test_the_right_to_emit_waits_for_seals_that_return_out_of_order() -> None:
+    world = calm_pair()
+    world.add_request(PROMPT, greedy(), worker="p", decode="d")
+    p = world.nodes[WorkerId("p")]
+    world.deliver_inbox(p)
+    while not any(seal.blocks[-1].index == 5 for seal in p.seals):
+        world.run_step(p)
+    assert len(p.seals) > 1
+    while p.seals:
+        world.seal(p, len(p.seals) - 1)
+    finish_calmly(world)
+    assert world.counts["pulled"] == world.counts["block_copied"] == 6
+
+
 @pytest.mark.parametrize("max_tokens", [1, 2])
 def test_a_sequence_that_ends_with_its_first_token_is_not_moved(max_tokens: int) -> None:
     world = calm_pair()
     world.add_request(PROMPT, greedy(max_tokens), worker="p", decode="d")
-    finish(world)
+    finish_calmly(world)
     assert world.counts["emitted_by_two"] == max_tokens - 1
     assert world.counts["Offer"] == max_tokens - 1
 
@@ -122,7 +142,7 @@ def test_a_pool_that_just_fits_takes_the_hand_off() -> None:
     """Whatever `can_ever_fit` lets in can be received by an empty pool, without waiting for anybody's patience."""
     world = HandoffWorld(Random(1), workers=2, pool=(4, 4))
     world.add_request(tuple(range(4 * BLOCK - 2)), greedy(2), worker="p", decode="d")
-    finish(world)
+    finish_calmly(world)
     assert world.counts["emitted_by_two"] == 1
 
 
@@ -150,7 +170,7 @@ def lose_now(world: HandoffWorld, *, arrives: bool) -> Request:
         for channel in link.channels.values():
             channel.clear()
     world.counts["lose"] += 1
-    world.settle()
+    settle(world)
     return request
 
 
@@ -158,7 +178,7 @@ def test_a_connection_lost_after_last_arrived_changes_nothing() -> None:
     world = calm_pair()
     request = lose_now(world, arrives=True)
     assert request.over
-    finish(world)
+    finish_calmly(world)
 
 
 def test_a_last_that_is_lost_is_found_by_the_probe() -> None:
@@ -166,6 +186,6 @@ def test_a_last_that_is_lost_is_found_by_the_probe() -> None:
     world = calm_pair()
     request = lose_now(world, arrives=False)
     assert not request.over
-    assert [world.probe(node.worker, request, 0) for node in world.nodes.values()] == ["moved", "unknown"]
-    world.finish()
+    assert [probe(world, node.worker, request, 0) for node in world.nodes.values()] == ["moved", "unknown"]
+    finish(world)
     assert request.attempt == 2

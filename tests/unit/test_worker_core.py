@@ -10,7 +10,7 @@ from common.protocol.messages import Cancel, ChoiceState, Dispatch, Offer, Repla
 from common.values.ids import ModelKey, RequestId, SequenceKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.sampling import SamplingParameters
-from tests.handoff_world import Node
+from tests.handoff_node import Node
 from tests.shadow_kv import EOS, ShadowKv, ShadowStep
 
 KEY = SequenceKey(RequestId("r"), 0)
