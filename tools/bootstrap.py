@@ -37,9 +37,9 @@ def main(arguments: list[str]) -> int:
         say(reason)
         return 1
     try:
-        with only_one(root / ".venv"):
+        with only_one(root / ".venv") as lock:
             if not is_installed(root, level):
-                install(root, level)
+                install(root, level, lock)
     except subprocess.CalledProcessError as error:
         say(f"pip did not succeed (exit status {error.returncode}); its last lines say why. Mend that and run the same command again.")
         return 1
@@ -84,8 +84,9 @@ def distribution_ids(path: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def only_one(venv: Path) -> Iterator[None]:
-    """Hold the lock inside the folder; the kernel gives it back when its holder dies."""
+def only_one(venv: Path) -> Iterator[int]:
+    """Hold the lock inside the folder; yields its descriptor. The kernel gives it back when all who hold it have died: pip
+    inherits it, so that a pip that outlives us is waited for."""
     venv.mkdir(exist_ok=True)
     with (venv / LOCK).open("a") as lock:
         try:
@@ -93,7 +94,7 @@ def only_one(venv: Path) -> Iterator[None]:
         except BlockingIOError:
             say("another start is installing; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock.fileno()
 
 
 def is_installed(root: Path, level: str) -> bool:
@@ -110,7 +111,7 @@ def stamped(root: Path) -> tuple[Path, Path]:
     return root / "pyproject.toml", root / "tools" / "bootstrap.py"
 
 
-def install(root: Path, level: str) -> None:
+def install(root: Path, level: str, lock: int) -> None:
     venv = root / ".venv"
     began = time.monotonic()
     if (venv / MARKER).exists():
@@ -122,10 +123,10 @@ def install(root: Path, level: str) -> None:
         if not has_pip(venv):
             empty(venv)
             (venv / MARKER).touch()
-            run([sys.executable, "-m", "venv", str(venv)])
+            run([sys.executable, "-m", "venv", str(venv)], lock)
         pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-        run([*pip, *requirements(root, level)])
-        run([*pip, "--no-deps", *WITHOUT_DEPENDENCIES])
+        run([*pip, *requirements(root, level)], lock)
+        run([*pip, "--no-deps", *WITHOUT_DEPENDENCIES], lock)
     except subprocess.CalledProcessError:
         (venv / MARKER).unlink(missing_ok=True)
         raise
@@ -199,9 +200,9 @@ def write_stamps(root: Path, level: str) -> None:
         (stamp / "root").write_text(f"{root}\n", "utf-8")
 
 
-def run(command: list[str]) -> None:
+def run(command: list[str], lock: int) -> None:
     say("$ " + " ".join(command))
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    subprocess.run(command, check=True, stdout=sys.stderr, pass_fds=(lock,))
 
 
 def say(line: str) -> None:

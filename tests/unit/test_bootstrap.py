@@ -1,5 +1,6 @@
 """Setting up: what is installed is noticed, what was interrupted is not trusted, and a missing venv is mended by one line."""
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,26 @@ def test_an_interrupted_installation_begins_from_an_empty_folder(tmp_path: Path)
         bootstrap.empty(venv)
         assert [path.name for path in venv.iterdir()] == [bootstrap.LOCK]
     assert tmp_path.exists()
+
+
+def test_a_pip_that_outlives_its_start_is_waited_for(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from tools import bootstrap\n"
+        "with bootstrap.only_one(Path(sys.argv[1])) as lock:\n"
+        "    bootstrap.run([sys.executable, '-c', 'import sys; print(1, file=sys.stderr, flush=True); sys.stdin.read()'], lock)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as first:
+        assert first.stdin is not None
+        assert first.stderr is not None
+        while first.stderr.readline() != "1\n":
+            pass
+        first.kill()
+        with (tmp_path / bootstrap.LOCK).open("a") as lock:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            first.stdin.close()
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def test_two_first_starts_do_not_meet(tmp_path: Path) -> None:
