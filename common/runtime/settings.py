@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
+from common.runtime.own_address import AUTO_HOST, address_towards
 from common.runtime.settings_kinds import (
     BYTES,
     CORES,
@@ -93,7 +94,9 @@ class WorkerSettings:
     )
     threads: int | None = setting(auto_or(whole(1, 1024)), None, "compute threads", shown_default="one per core of the worker")
     cores: tuple[int, ...] | None = setting(auto_or(CORES), None, "cores to run on", shown_default="those of the process")
-    host: str = setting(TEXT, "127.0.0.1", "address on which other workers reach this one")
+    host: str = setting(
+        TEXT, "127.0.0.1", "address on which other workers reach this one; auto takes the one from which NATS is reached"
+    )
     control_port: int = setting(PORT, 0, "port of control connections between workers; 0 takes a free one")
     status_port: int | None = setting(
         auto_or(PORT), None, "port of /metrics, /health and /readyz; 0 takes a free one", shown_default="none"
@@ -186,7 +189,10 @@ def parse_worker_settings(argv: Sequence[str], environ: Mapping[str, str], *, de
     values.setdefault("role", default_role)
     if values.get("worker_id") is None:
         values["worker_id"] = f"worker-{secrets.token_hex(4)}"
-    return build(WorkerSettings, values, mesh=build(MeshSettings, values))
+    mesh = build(MeshSettings, values)
+    if values.get("host") == AUTO_HOST:
+        values["host"] = address_towards(mesh.nats_url)
+    return build(WorkerSettings, values, mesh=mesh)
 
 
 def parse_gateway_settings(argv: Sequence[str], environ: Mapping[str, str]) -> GatewaySettings:
