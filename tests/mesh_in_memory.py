@@ -159,11 +159,14 @@ class RunningWorker:
             max_num_seqs=max_num_seqs,
             drain_s=5.0,
         )
-        step_engine = StepThread(SyntheticExecutor(vocab_size=VOCAB, region=region, times=times))
+        self.transport = transport
+        self.network = MemoryPeerNetwork(self.mesh.peers)
+        self.broker = self.mesh.broker.connect()
+        self.step_engine = step_engine = StepThread(SyntheticExecutor(vocab_size=VOCAB, region=region, times=times))
         world = WorkerWorld(
-            broker=self.mesh.broker.connect(),
+            broker=self.broker,
             store=self.mesh.store,
-            network=MemoryPeerNetwork(self.mesh.peers),
+            network=self.network,
             transport=transport,
             region=region,
             step_engine=step_engine,
@@ -177,6 +180,16 @@ class RunningWorker:
             await world.broker.close()
 
         self.task = self.mesh.tasks.create_task(run(), name=self.name)
+
+    async def crash(self) -> None:
+        """Gone at once: no farewell, no draining, connections cut, the broker not told."""
+        self.broker.disconnect()
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        self.mesh.workers.pop(self.name, None)
+        await self.network.close()
+        await self.step_engine.close()
+        await self.transport.close()
 
     async def stop(self) -> None:
         self.stopping.set()

@@ -14,6 +14,7 @@ from tests.e2e.serving import Serving, serving
 
 pytestmark = [pytest.mark.model, pytest.mark.servers, pytest.mark.timeout(600)]
 MODEL = "SmolLM2-135M-Instruct"
+QUICK = ("--engine", "synthetic", "--kv-cache-memory", "64MiB", "--max-model-len", "512")
 SMALL = ("--kv-cache-memory", "500MiB", "--max-model-len", "2048")
 
 
@@ -122,3 +123,17 @@ async def a_frozen_worker_is_replaced(running: Serving) -> None:
     async with httpx.AsyncClient(timeout=120) as client:
         text, _ = await sse_text(client, running.url, chat(5))
         assert text
+
+
+async def test_a_second_interrupt_ends_at_once() -> None:
+    async with serving(*QUICK, "--synthetic-step-s", "1") as running:
+        await running.until("segue: ready at")
+        async with httpx.AsyncClient(timeout=30) as client:
+            body = {"model": "SmolLM2-135M-Instruct", "prompt": "a", "max_tokens": 100, "stream": True}
+            async with client.stream("POST", f"{running.url}/v1/completions", json=body) as response:
+                assert response.status_code == 200
+                running.process.send_signal(signal.SIGINT)
+                await running.until("stopping", timeout_s=10)
+                running.process.send_signal(signal.SIGINT)
+                await running.ended(10)
+        await running.nothing_left()
