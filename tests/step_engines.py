@@ -30,7 +30,8 @@ def tiny_llama(seed: int = 0) -> torch.nn.Module:
 
 
 def random_model(config: transformers.PreTrainedConfig, seed: int = 0) -> torch.nn.Module:
-    """Matrices large enough that a mistake in attention shows in the logits."""
+    """Matrices large enough that a mistake in attention shows in the logits. One thread: two only wait for each other here."""
+    torch.set_num_threads(1)
     model: torch.nn.Module = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Draws the next token of each row. A row's token depends on its own logits, parameters, seed, choice and position alone.
 
-Greedy rows cost an argmax. Others look at the best CANDIDATES tokens only, which nearly always suffice, and sort the whole row
-where they provably do not (see truncation.py).
+Greedy rows cost an argmax. Others look at the best CANDIDATES tokens only, which nearly always suffice, then at MORE_CANDIDATES,
+and sort the whole row where these cannot tell either (see truncation.py).
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,11 @@ from common.engine.logit_adjustments import adjust, adjusts
 from common.engine.logprobs import position_logprobs
 from common.engine.sequence_state import SequenceState
 from common.engine.truncation import Floats, Truncation, choose
+from common.values.errors import InvariantBroken
 from common.values.tokens import PositionLogprobs
 
 CANDIDATES = 256
+MORE_CANDIDATES = 4096
 LEAST_TEMPERATURE = 1e-5
 """Temperatures between 0 and this are taken as this: below it float32 has nothing left to divide."""
 
@@ -84,13 +86,23 @@ def _draw_row(row: torch.Tensor, state: SequenceState, candidates: Floats, ids: 
     number = uniform(seed=sampling.seed, choice=state.choice, position=state.new_tokens)
     best = float(candidates[0])
     total = _total(row, best, temperature) if truncation.needs_total else 0.0
-    complete = len(candidates) == vocabulary
-    index = choose((candidates - best) / temperature, truncation, uniform=number, total=total, complete=complete)
-    if index is None:
-        values, ids = _in_order(row.double().cpu().numpy(), np.arange(vocabulary))
-        index = choose((values - best) / temperature, truncation, uniform=number, total=total, complete=True)
-        assert index is not None
-    return int(ids[index])
+    for count in (len(candidates), MORE_CANDIDATES, vocabulary):
+        if count > len(candidates):
+            candidates, ids = _best(row, min(count, vocabulary))
+        scaled = (candidates - best) / temperature
+        index = choose(scaled, truncation, uniform=number, total=total, complete=len(candidates) == vocabulary)
+        if index is not None:
+            return int(ids[index])
+    raise InvariantBroken("a token must be found among all tokens")
+
+
+def _best(row: torch.Tensor, count: int) -> tuple[Floats, NDArray[np.int64]]:
+    """The `count` best tokens of one row, in order; all of them by a stable sort, which keeps equal values ascending by id."""
+    if count < row.shape[-1]:
+        values, tokens = torch.topk(row, count)
+        return _in_order(values.double().cpu().numpy(), tokens.cpu().numpy())
+    values, tokens = torch.sort(row, descending=True, stable=True)
+    return values.double().cpu().numpy(), tokens.cpu().numpy()
 
 
 def _total(row: torch.Tensor, best: float, temperature: float) -> float:

@@ -30,6 +30,7 @@ LAYOUT = KvLayout(layers=30, kv_heads=3, head_dim=64, block_size=16)
 
 @pytest.fixture(scope="module")
 def folder_tokens() -> tuple[torch.nn.Module, list[list[int]]]:
+    torch.set_num_threads(1)
     folder = resolve_model(ModelSpec(), default_cache_dir(os.environ))
     tokenizer = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
     model = load_model(folder, dtype="float32", device="cpu")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from common.engine import sampler
 from common.engine.sampler import Drawn, draw
 from common.engine.sequence_state import SequenceState
 from common.values.sampling import SamplingParameters
@@ -170,3 +171,22 @@ def test_extreme_temperatures_draw_something_sound(temperature: float) -> None:
     row = random_logits(1, seed=9)[0]
     token = draw_one(row, state(temperature=temperature)).token
     assert temperature > 1 or token == int(row.argmax())
+
+
+@pytest.mark.parametrize("spread", [0.05, 1.0, 4.0])
+def test_looking_at_few_candidates_first_never_changes_a_token(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits on a coarse grid, so that many are equal, as bfloat16 makes them; 6,000 tokens: every stage is reached."""
+    generator = torch.Generator().manual_seed(4)
+    logits = (torch.randn(24, 6000, generator=generator) * spread * 16).round() / 16
+    options: list[dict[str, Any]] = [
+        {},
+        {"top_k": 30},
+        {"top_k": 5000},
+        {"top_p": 0.7},
+        {"min_p": 0.05},
+        {"top_k": 900, "top_p": 0.99},
+    ]
+    states = [state(seed=number, **options[number % len(options)]) for number in range(24)]
+    short = [drawn.token for drawn in draw(logits.clone(), states)]
+    monkeypatch.setattr(sampler, "CANDIDATES", 6000)
+    assert [drawn.token for drawn in draw(logits.clone(), states)] == short
