@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "chat": Subcommand("tools.chat", "talk to a running server in the terminal"),
     "doctor": Subcommand("tools.doctor", "check this machine and say what to do"),
     "settings": Subcommand("tools.settings", "list every setting: flag, environment variable, file key, default"),
+    "message-reference": Subcommand("tools.message_reference", "print the page of all messages, made from the code"),
     "bench-transfer": Subcommand("tools.bench_transfer", "measure the ways to move KV between two processes"),
 }
 

@@ -37,8 +37,8 @@ class StatusServer:
             await self._server.wait_closed()
 
     @property
-    def port(self) -> int | None:
-        return None if self._server is None else int(self._server.sockets[0].getsockname()[1])
+    def url(self) -> str | None:
+        return None if self._server is None else f"http://{self._host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -89,8 +89,8 @@ async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyn
         service = WorkerService(_identity(settings, model), world, _core(settings, model, region), Names(settings.mesh.name))
         metrics = Metrics()
         show_worker_metrics(metrics, service)
-        async with StatusServer(settings.host, settings.status_port, metrics, ready=lambda: service.ready):
-            await service.run(stop, on_ready=lambda: notifier.state("ready", detail=_pairs(service)))
+        async with StatusServer(settings.host, settings.status_port, metrics, ready=lambda: service.ready) as status:
+            await service.run(stop, on_ready=lambda: notifier.state("ready", detail=_ready_line(service, status)))
         await step_engine.close()
     finally:
         await transport.close()
@@ -98,8 +98,10 @@ async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyn
         await store.close()
 
 
-def _pairs(service: WorkerService) -> str:
-    return ", ".join(f"{peer} over {tier}" for peer, tier in sorted(service.tiers.items())) or "no peers"
+def _ready_line(service: WorkerService, status: StatusServer) -> str:
+    """Its peers with their tiers, and where its metrics are."""
+    peers = ", ".join(f"{peer} over {tier}" for peer, tier in sorted(service.tiers.items())) or "no peers"
+    return peers if status.url is None else f"{peers}; {status.url}/metrics"
 
 
 def _identity(settings: WorkerSettings, model: WorkerModel) -> WorkerIdentity:
