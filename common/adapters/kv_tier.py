@@ -1,5 +1,6 @@
 """What the tiers of one transport share: the pool they serve and land in, and the pull over a tier that sends messages."""
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -61,6 +62,8 @@ class KvTier(Protocol):
 
     @property
     def tier(self) -> Tier: ...
+    @property
+    def strangers(self) -> int: ...
     def offer(self) -> bytes: ...
     async def connect(self, shape: PeerShape, offer: bytes) -> TierLink: ...
     async def close(self) -> None: ...
@@ -113,12 +116,16 @@ class MessagePuller:
     async def pull(self, reservation: ReservationId, blocks: Sequence[BlockSource]) -> list[PullOutcome]:
         check_landing(self._pool.region, blocks)
         meter = PullMeter(self._tier, self._pool)
+        lost = asyncio.Event()
 
         async def pull_batch(batch: Sequence[BlockSource]) -> list[PullOutcome]:
+            if lost.is_set():
+                return ["lost"] * len(batch)
             buffer = await self._staging.acquire()
             try:
                 return meter.add(await self._pull_message(reservation, batch, buffer))
             except PeerError as error:
+                lost.set()
                 logging.getLogger(__name__).warning("kv pull lost: %s", error, extra={"tier": self._tier})
                 return ["lost"] * len(batch)
             finally:

@@ -85,6 +85,11 @@ class UcxOrTcpTransport:
         """The tiers that came up."""
         return tuple(self._tiers)
 
+    @property
+    def strangers(self) -> int:
+        """Who came to the message tiers without knowing their secret, or broke their protocol."""
+        return sum(part.strangers for part in self._tiers.values())
+
     async def start(self, layout: KvLayout, blocks: int) -> KvRegion:
         try:
             return await self._start(layout, blocks)

@@ -34,6 +34,11 @@ class ShmTier:
         self._runtime = runtime
         self._memory = memory
 
+    @property
+    def strangers(self) -> int:
+        """Nobody asks this process for anything on this tier."""
+        return 0
+
     def offer(self) -> bytes:
         offer = ShmOffer(
             worker_address=self._runtime.worker_address,

@@ -10,6 +10,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -44,6 +46,21 @@ class PoolOwner:
     def raise_generation(self, block: int) -> int:
         self._region.generations[block] += 1
         return self._region.generations[block]
+
+    def churn(self, block: int, seconds: float) -> None:
+        """For a while, give the block to one request after another. An odd generation is being written, an even one is sealed:
+        its bytes follow from its generation."""
+        contents = [block_bytes(seed, self._region.layout.block_bytes) for seed in range(2)]
+
+        def rewrite() -> None:
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                self._region.generations[block] += 1
+                self._region.block_view(block)[:] = contents[(self._region.generations[block] + 1) // 2 % 2]
+                self._region.generations[block] += 1
+                time.sleep(1e-4)
+
+        threading.Thread(target=rewrite, daemon=True).start()
 
     def flip(self, block: int) -> None:
         self._region.block_view(block)[-1] ^= 1
