@@ -108,6 +108,7 @@ class WorkerService:
         self._meter = StepMeter()
         self._state: WorkerState = "loading"
         self._sequence_number = 0
+        self._unchecked = True
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
         self._seals: asyncio.Queue[SealBlocks] = asyncio.Queue()
@@ -302,8 +303,9 @@ class WorkerService:
             await asyncio.sleep(TICK_S)
             self._core.on_tick(self._now())
             self._links.drop_silent(self._now())
-            if self._core.idle:
+            if self._core.idle and self._unchecked:
                 self._core.check_invariants()
+                self._unchecked = False
             self._after_event(changed=False)
 
     async def _run_snapshots(self) -> None:
@@ -345,6 +347,7 @@ class WorkerService:
             self._perform(effect)
         self._wake.set()
         if changed:
+            self._unchecked = True
             self._changed.set()
 
     def _perform(self, effect: WorkerEffect) -> None:

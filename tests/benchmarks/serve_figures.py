@@ -40,11 +40,9 @@ async def measure(url: str, client: httpx.AsyncClient, prompt_tokens: int, new_t
         rng = random.Random(f"{prompt_tokens} {seed} {time.time_ns()}")
         prompt = [rng.randrange(100, 40_000) for _ in range(prompt_tokens)]
         body = {"model": MODEL, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-        began, stamps = time.perf_counter(), []
+        began = time.perf_counter()
         async with client.stream("POST", f"{url}/v1/completions", json=body) as response:
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
-                    stamps.append(time.perf_counter())
+            stamps = [time.perf_counter() async for line in response.aiter_lines() if line.startswith("data: {")]
         ttfts.append(stamps[0] - began)
         tpots.append((stamps[-1] - stamps[0]) / (new_tokens - 1))
     return Latency(statistics.median(ttfts), statistics.median(tpots))
