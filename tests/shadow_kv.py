@@ -89,6 +89,7 @@ class ShadowStep:
     def __init__(self, kv: ShadowKv) -> None:
         self._kv = kv
         self._known: dict[int, _Known] = {}
+        self._used: set[int] = set()
         self._plan: StepPlan | None = None
         self._generations: dict[int, int] = {}
 
@@ -112,7 +113,8 @@ class ShadowStep:
         for handle in plan.ends:
             del self._known[handle]
         for start in plan.starts:
-            assert start.handle not in self._known, "a handle is used once"
+            assert start.handle not in self._used, "a handle is used once"
+            self._used.add(start.handle)
             self._known[start.handle] = _Known(start, list(start.tokens))
         for block, generation in self._generations.items():
             assert self._kv.generations[block] == generation, "a block of a running step was given to somebody else"

@@ -74,3 +74,16 @@ def test_the_oldest_sequence_never_gives_up_its_blocks() -> None:
     assert preempted
     assert "a" not in preempted
     assert engine.idle
+
+
+def test_older_prompts_get_the_budget_first() -> None:
+    kv = ShadowKv(32, BLOCK)
+    engine, _ = make_engine(kv, max_tokens=3)
+    step = ShadowStep(kv)
+    for number in range(3):
+        engine.submit(job_of(f"r{number}", (number, 1, 2, 3, 4, 5, 6), max_tokens=1))
+    ended: list[str] = []
+    while (plan := engine.plan()) is not None:
+        step.submit(plan)
+        ended += [event.key.request_id for event in engine.complete(step.perform())]
+    assert ended == ["r0", "r1", "r2"]

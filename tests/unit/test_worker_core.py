@@ -2,11 +2,14 @@
 
 from random import Random
 
+import msgspec
+
 from common.mesh.engine_values import SequenceJob
 from common.mesh.sequence_engine import SequenceEngine
+from common.mesh.worker_effects import SendControl
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
-from common.protocol.messages import Cancel, ChoiceState, Dispatch, Offer, ReplayItem, pack_ids
+from common.protocol.messages import Cancel, ChoiceState, Dispatch, Held, Offer, Refuse, ReplayItem, pack_ids
 from common.values.ids import ModelKey, RequestId, SequenceKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.sampling import SamplingParameters
@@ -137,6 +140,21 @@ def test_an_offer_that_does_not_add_up_is_refused_and_nothing_is_held() -> None:
         worker.core.on_control(WorkerId("q"), offer(**wrong), 0.0)
         assert [type(effect.message).__name__ for effect in worker.core.take_effects()] == ["Refuse"]  # type: ignore[union-attr]
         assert worker.core.idle
+
+
+def test_a_list_that_is_older_than_an_offer_does_not_end_it() -> None:
+    """The refusal before it counts as a message too, or the peer would seem to have seen the offer."""
+    worker, peer = node(), WorkerId("q")
+    worker.core.on_peer_joined(peer)
+    worker.core.on_control(peer, offer(request_id="another", positions=9), 0.0)
+    worker.core.on_dispatch(msgspec.structs.replace(dispatch(1), decode_worker="q"), 0.0)
+    step(worker)
+    sent = [effect.message for effect in worker.core.take_effects() if isinstance(effect, SendControl)]
+    assert [type(message) for message in sent] == [Refuse, Offer]
+    worker.core.on_control(peer, Held(seen=1, sequences=[]), 0.0)
+    assert not worker.core.desk.counters.settled
+    worker.core.on_control(peer, Held(seen=2, sequences=[]), 0.0)
+    assert worker.core.desk.counters.settled == {"kept": 1}
 
 
 def test_room_goes_to_what_was_preempted_before_it_goes_to_imports() -> None:
