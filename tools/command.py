@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "doctor": Subcommand("tools.doctor", "check this machine and say what to do"),
     "settings": Subcommand("tools.settings", "list every setting: flag, environment variable, file key, default"),
     "message-reference": Subcommand("tools.message_reference", "print the page of all messages, made from the code"),
+    "module-lists": Subcommand("tools.module_lists", "renew the lists of modules in the READMEs"),
     "bench-transfer": Subcommand("tools.bench_transfer", "measure the ways to move KV between two processes"),
 }
 

@@ -189,6 +189,8 @@ class WorkerCore:
                 self._on_offer(peer, message, now)
             case Ready() | Last() | Withdraw():
                 sequence = self._sequence_of(message.request_id, message.choice, message.attempt)
+                if isinstance(message, Last) and sequence is not None and sequence.receiver is not None:
+                    self._check_last(message, sequence)
                 self._settle(self.desk.sender_message(peer, message, sequence), now)
             case Accept() | Busy() | Refuse() | Ack():
                 sequence = self._sequence_of(message.request_id, message.choice, message.attempt)
@@ -322,6 +324,14 @@ class WorkerCore:
         if not self._engine.can_ever_fit(len(prompt), offer.sampling.max_tokens):
             return "never_fits"
         return "draining" if self._draining else None
+
+    def _check_last(self, last: Last, sequence: WorkerSequence) -> None:
+        """What takes over the right to emit must continue what was offered. A peer that breaks this is not talked to."""
+        new, given = last.new, sequence.job.given
+        room = min(sequence.job.sampling.max_tokens, self._limits.max_model_len - len(sequence.job.prompt))
+        continues = new.first == 0 and new.tokens[: len(given)] == given and len(given) < len(new.tokens) < room
+        if not continues or new.ending is not None or not self._in_vocabulary(new.tokens):
+            raise PeerError("LAST does not continue what was offered")
 
     def _admit(self, key: SequenceKey, attempt: int, now: float) -> None:
         """A higher attempt replaces a lower one on the same worker: replacing is cancelling."""

@@ -146,9 +146,7 @@ class Receiver:
             return Receiving()
         self.state = ReceiverState.RUNNING
         good = next((index for index in self._wanted if index not in self._copied), self._wanted.stop)
-        missing = len(self._wanted) - len(self._copied) - sum(self.failures.values())
-        if missing > 0:
-            self.failures["missing"] += missing
+        self.failures["missing"] += len(self._wanted) - len(self._asked)
         offer = self.offer
         ack = Ack(request_id=offer.request_id, choice=offer.choice, attempt=offer.attempt, reservation=self.reservation)
         return Receiving(messages=[ack], run=self._last, good_blocks=good)

@@ -1,1 +1,0 @@
-"""Runs policy and protocol as they are, in virtual time."""
