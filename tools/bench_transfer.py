@@ -53,7 +53,8 @@ class TierFigures:
     """Medians, in milliseconds; the shares are the speeds of the copy and of the whole pull as parts of memcpy's.
 
     `best_copy_share` compares the quickest copy with the quickest memcpy: on a machine that does other work besides, it is
-    the steadier figure. On the tiers that send messages the copy is only the last of several, out of a buffer that is in the cache: no share.
+    the steadier figure. On the tiers that send messages the copy is only the last of several, out of a buffer that is in
+    the cache: no share.
     """
 
     tier: Tier
