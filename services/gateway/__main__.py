@@ -25,6 +25,8 @@ from services.gateway.mesh_client import LiveMesh
 from services.gateway.mesh_metrics import show_mesh_metrics
 
 EXIT_CANNOT_START = 2
+FIRST_CARDS_S = 1.5
+"""Workers announce themselves twice a second."""
 
 
 def main() -> int:
@@ -64,6 +66,7 @@ async def run(settings: GatewaySettings) -> None:
             mesh_task = tasks.create_task(mesh.run(started))
             beat = tasks.create_task(notifier.heartbeat())
             await started.wait()
+            await mesh.first_cards(timeout_s=FIRST_CARDS_S)
             notifier.state("ready")
             await serve_http(GatewayApplication(mesh, http, metrics), http, sockets=[listening], stop=stop)
             notifier.state("draining")

@@ -44,6 +44,7 @@ from common.values.errors import (
     PayloadTooLarge,
     PeerError,
     StoreUnavailable,
+    Unavailable,
 )
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId
 from common.values.model_card import ModelCard
@@ -72,6 +73,7 @@ class LiveMesh:
         self._cards: dict[ModelKey, ModelCard] = {}
         self._loading_cards: set[ModelKey] = set()
         self._active = asyncio.Event()
+        self._card_loaded = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
 
     @property
@@ -95,6 +97,14 @@ class LiveMesh:
                 for subscription in subscriptions:
                     await subscription.close()
 
+    async def first_cards(self, *, timeout_s: float) -> None:
+        """Wait until a model can be served, but not for ever: a gateway that restarts should not say that there is none."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._card_loaded.wait()
+        except TimeoutError:
+            logger.info("no_model_yet")
+
     # ------------------------------------------------------------------ MeshClient
 
     def cards(self) -> Sequence[ModelCard]:
@@ -107,10 +117,12 @@ class LiveMesh:
 
     def card(self, name: str) -> ModelCard:
         cards = self.cards()
+        if not cards:
+            raise Unavailable("no worker is ready yet", retry_after_s=2.0)
         for card in cards:
             if card.model.name == name:
                 return card
-        there = ", ".join(card.model.name for card in cards) or "none: no worker is ready"
+        there = ", ".join(card.model.name for card in cards)
         raise ModelNotFound(f"there is no model {name!r}; models served now: {there}", param="model")
 
     def readiness(self) -> dict[str, str]:
@@ -219,6 +231,7 @@ class LiveMesh:
             card = await read_card(self._store, self._names, model)
             if card is not None:
                 self._cards[model] = card
+                self._card_loaded.set()
             else:
                 await asyncio.sleep(CARD_RETRY_S)
         except (StoreUnavailable, PeerError) as error:

@@ -135,7 +135,7 @@ async def test_a_lost_worker_is_replaced_within_the_stream() -> None:
 async def test_what_can_never_be_served_is_refused_before_it_starts() -> None:
     async with running_mesh() as mesh:
         gateway = await mesh.start_gateway()
-        with pytest.raises(ModelNotFound, match="no worker is ready"):
+        with pytest.raises(Unavailable, match="no worker is ready"):
             await gateway.start(request([5]))
         await mesh.start_worker("b0", "both", blocks=8)
         await mesh.settled(gateway)
@@ -162,7 +162,7 @@ async def read_to_the_end(generation: Generation) -> list[TokenEvent]:
 
 async def test_a_request_that_nobody_can_run_to_its_end_fails_with_one_error() -> None:
     async with running_mesh() as mesh:
-        worker = await mesh.start_worker("b0", "both", times=SLOW)
+        await mesh.start_worker("b0", "both", times=SLOW)
         gateway = await mesh.start_gateway()
         await mesh.settled(gateway)
         wanted = request(range(3, 9), max_tokens=100)
