@@ -147,8 +147,9 @@ async def test_greedy_tokens_equal_colocated_and_transformers() -> None:
     print(f"{len(asked)} prompts x 32 tokens: {near_ties} tokens differ from transformers' within {NEAR_TIE}")
 
 
-async def test_ends_and_state_are_the_same_split_and_colocated() -> None:
-    async with two_meshes("tcp") as (split, whole, mesh):
+@pytest.mark.parametrize("tier", ["ucx", pytest.param("tcp", marks=pytest.mark.slow)])
+async def test_ends_and_state_are_the_same_split_and_colocated(tier: str) -> None:
+    async with two_meshes(tier) as (split, whole, mesh):
         tokenizer = Tokenizer.from_buffer(split.card("SmolLM2-135M-Instruct").tokenizer)
         story = tokenizer.encode("<|im_start|>user\nTell me a story.<|im_end|>\n<|im_start|>assistant\n").ids
         greedy = tokens_of((await events_of(whole, wanted(story, max_tokens=4)))[0])
@@ -175,7 +176,7 @@ async def test_ends_and_state_are_the_same_split_and_colocated() -> None:
             assert [e[-1].ending for e in one] == [e[-1].ending for e in other], name
             for mine, theirs in zip(one, other, strict=True):
                 assert _rounded(mine) == _rounded(theirs), name
-        assert "tier=tcp" in mesh.log("p0") + mesh.log("d0")
+        assert f"tier={tier}" in mesh.log("p0") + mesh.log("d0")
 
 
 def _rounded(events: list[TokenEvent]) -> list[object]:
