@@ -20,7 +20,6 @@ from common.runtime.settings import parse_gateway_settings, parse_worker_setting
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = ROOT / "compose" / "docker-compose.yml"
-OWN_SERVICES = {"cluster-key", "kv-namespace", "prefill", "decode", "gateway"}
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+):-([^}]*)\}")
 COMMAND_TIMEOUT_S = 1500
 REQUEST_TIMEOUT_S = 120
@@ -79,6 +78,14 @@ def test_workers_share_what_shared_memory_needs() -> None:
     assert "shm_size" in services["kv-namespace"]
 
 
+def test_each_image_is_built_once() -> None:
+    """A second build of one tag gives it another id, and `--scale` then replaces what runs."""
+    own = [service for service in _services().values() if service["image"].startswith("segue-")]
+    built = [service["image"] for service in own if "build" in service]
+    assert sorted(built) == sorted({service["image"] for service in own})
+    assert all(("build" in service) != (service.get("pull_policy") == "never") for service in own)
+
+
 def test_the_example_of_settings_lists_those_of_the_file_with_their_defaults() -> None:
     in_file = dict(VARIABLE.findall(COMPOSE_FILE.read_text("utf-8")))
     lines = (COMPOSE_FILE.parent / ".env.example").read_text("utf-8").splitlines()
@@ -107,6 +114,12 @@ class Containers:
 
     def url(self) -> str:
         return "http://" + self.compose("port", "gateway", "8000").strip()
+
+    def computed_tokens(self, worker: str) -> int:
+        """What the worker's own metrics say."""
+        program = "import socket, urllib.request as r; print(r.urlopen(f'http://{socket.gethostname()}:9100/metrics').read().decode())"
+        exposition = self.docker("exec", worker, "python", "-c", program)
+        return int(float(re.findall(r"^segue_computed_tokens_total (\S+)$", exposition, re.MULTILINE)[0]))
 
     def left_over(self) -> list[str]:
         label = f"label=com.docker.compose.project={self.project}"
@@ -141,14 +154,6 @@ def docker_engine() -> None:
     for question in (("docker", "version"), ("docker", "compose", "version")):
         if subprocess.run(question, capture_output=True, check=False).returncode != 0:
             pytest.skip(f"containers: `{' '.join(question)}` does not succeed")
-
-
-def _completion(url: str, prompt: str) -> dict[str, Any]:
-    body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-    answer = httpx.post(f"{url}/v1/completions", json=_with_model(url, body), timeout=REQUEST_TIMEOUT_S)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
 
 
 def _with_model(url: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -216,25 +221,32 @@ def test_the_mesh_runs_in_containers_grows_and_survives_a_death(docker_engine: N
         alone.start()
         expected = alone.whole()
 
+        running = containers.ids("decode")
         during = Streaming(url, 200)
         during.start()
         assert during.began.wait(REQUEST_TIMEOUT_S)
         containers.compose("up", "-d", "--no-build", "--wait", "--scale", "decode=2")
         assert during.whole() == expected
 
-        first, second = containers.ids("decode")
+        (first,) = running
+        (second,) = set(containers.ids("decode")) - {first}
         streams = [Streaming(url, 150) for _ in range(6)]
         for stream in streams:
             stream.start()
-        assert len({stream.whole() for stream in streams}) == 1
+        answers = {stream.whole() for stream in streams}
+        assert len(answers) == 1
         for worker in (first, second):
-            assert "peer_joined" in containers.docker("logs", worker)
-        prefill_log = containers.compose("logs", "prefill")
-        assert len(set(re.findall(r"peer_joined.* peer=(\S+).* tier=shm", prefill_log))) == 2, prefill_log
+            assert containers.computed_tokens(worker) > 0
+        joined = re.findall(r"peer_joined peer=(\S+) tier=(\S+)", containers.compose("logs", "prefill"))
+        assert {tier for _, tier in joined} == {"shm"}
+        assert len({peer for peer, _ in joined}) == 2
 
+        streams = [Streaming(url, 150) for _ in range(6)]
+        for stream in streams:
+            stream.start()
+        assert all(stream.began.wait(REQUEST_TIMEOUT_S) for stream in streams)
         containers.docker("kill", second)
-        for number in range(4):
-            assert _completion(url, f"The number {number} is")["usage"]["completion_tokens"] == 8
+        assert {stream.whole() for stream in streams} == answers
 
         gateway = containers.ids("gateway")[0]
         containers.docker("exec", gateway, "python", "-c", "from importlib.util import find_spec as f; assert not f('torch')")
