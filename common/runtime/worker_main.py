@@ -7,6 +7,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,7 @@ from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
 from common.ports.kv_transport import KvRegion
 from common.protocol.subjects import Names
+from common.runtime.adapter_metrics import show_adapter_metrics
 from common.runtime.incarnation import make_incarnation
 from common.runtime.logs import configure_logging
 from common.runtime.metrics import Metrics
@@ -29,7 +31,7 @@ from common.runtime.process_notify import ProcessNotifier
 from common.runtime.settings import WorkerSettings, parse_worker_settings
 from common.runtime.status_server import StatusServer
 from common.runtime.worker_engine import WorkerModel, prepare_model, start_step_engine, warm_up
-from common.runtime.worker_metrics import show_worker_metrics
+from common.runtime.worker_metrics import PullObserver, show_worker_metrics
 from common.runtime.worker_service import WorkerIdentity, WorkerService, WorkerWorld
 from common.values.errors import SegueError, SettingsError
 from common.values.ids import ReservationId, WorkerId
@@ -37,6 +39,8 @@ from common.values.transfer import Tier
 from common.values.worker import Role
 
 EXIT_CANNOT_START = 2
+SWITCH_INTERVAL_S = 0.001
+"""The step, copy and seal threads hold the interpreter briefly and often; nobody should wait 5 ms (Python's own) for a turn."""
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +51,7 @@ def worker_main(argv: list[str], environ: Mapping[str, str], *, default_role: Ro
         configure_logging(service=settings.id, level=settings.mesh.log_level, log_format=settings.mesh.format)
         if settings.cores is not None:
             os.sched_setaffinity(0, settings.cores)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         uvloop.run(run_worker(settings))
     except SegueError as error:
         print(f"{default_role} worker: {error}", file=sys.stderr)
@@ -70,32 +75,36 @@ async def run_worker(settings: WorkerSettings) -> None:
 
 
 async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyncio.Event) -> None:
+    """What was opened last is closed first: the region's memory goes with the transport, so the engine stops before it."""
+
     def progress(detail: str, fraction: float | None) -> None:
         notifier.state("loading", detail=detail, progress=fraction)
         logger.info("loading", extra={"fields": {"detail": detail}})
 
     cluster_key = _cluster_key(settings)
-    broker = await NatsBroker.connect(settings.mesh.nats_url.split(","), name=settings.id)
-    store = await RedisStore.connect(settings.mesh.redis_url.split(","))
-    transport = build_kv_transport(tiers=cast("tuple[Tier, ...]", settings.kv_tiers), host=settings.host)
-    network = TcpPeerNetwork(cluster_key, settings.host, settings.control_port)
-    try:
+    metrics = Metrics()
+    async with AsyncExitStack() as closing:
+        broker = await NatsBroker.connect(settings.mesh.nats_url.split(","), name=settings.id)
+        closing.push_async_callback(broker.close)
+        store = await RedisStore.connect(settings.mesh.redis_url.split(","))
+        closing.push_async_callback(store.close)
+        tiers = cast("tuple[Tier, ...]", settings.kv_tiers)
+        transport = build_kv_transport(tiers=tiers, host=settings.host, observer=PullObserver(metrics))
+        closing.push_async_callback(transport.close)
+        network = TcpPeerNetwork(cluster_key, settings.host, settings.control_port)
         model = await asyncio.to_thread(prepare_model, settings, progress)
         region = await transport.start(model.layout, model.blocks)
         step_engine = await asyncio.to_thread(start_step_engine, settings, model, region, progress)
+        closing.push_async_callback(step_engine.close)
         progress("warming up", None)
         await warm_up(step_engine, model)
         world = WorkerWorld(broker=broker, store=store, network=network, transport=transport, region=region, step_engine=step_engine)
         service = WorkerService(_identity(settings, model), world, _core(settings, model, region), Names(settings.mesh.name))
-        metrics = Metrics()
         show_worker_metrics(metrics, service)
-        async with StatusServer(settings.host, settings.status_port, metrics, ready=lambda: service.ready) as status:
-            await service.run(stop, on_ready=lambda: notifier.state("ready", detail=_ready_line(service, status)))
-        await step_engine.close()
-    finally:
-        await transport.close()
-        await broker.close()
-        await store.close()
+        show_adapter_metrics(metrics, broker=broker.counts, store=store.counts)
+        status = StatusServer(settings.host, settings.status_port, metrics, ready=lambda: service.ready)
+        await closing.enter_async_context(status)
+        await service.run(stop, on_ready=lambda: notifier.state("ready", detail=_ready_line(service, status)))
 
 
 def _ready_line(service: WorkerService, status: StatusServer) -> str:

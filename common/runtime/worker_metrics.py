@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from common.adapters.kv_copying import TransferRecord
 from common.mesh.engine_values import EngineLoad
 from common.runtime.metrics import Metrics
 from common.runtime.worker_service import WorkerService
@@ -20,6 +21,22 @@ _LOADS = {
     "segue_kv_blocks_cached": ("Blocks that only the prefix cache holds.", lambda load: load.blocks_cached),
     "segue_kv_blocks": ("All blocks.", lambda load: load.blocks_total),
 }
+
+
+class PullObserver:
+    """Times of pulls, by tier. Called on the event loop after each pull."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._total = metrics.histogram("segue_kv_pull_seconds", "A pull from request to verified blocks.", ("tier",))
+        self._copy = metrics.counter("segue_kv_copy_seconds_total", "Time of the copies alone.", ("tier",))
+        self._checksum = metrics.counter("segue_kv_checksum_seconds_total", "Time of the checksums alone.", ("tier",))
+        self._bytes = metrics.counter("segue_kv_pulled_bytes_total", "Bytes of blocks that were copied.", ("tier",))
+
+    def __call__(self, record: TransferRecord) -> None:
+        self._total.series(record.tier).observe(record.total_s)
+        self._copy.series(record.tier).add(record.copy_s)
+        self._checksum.series(record.tier).add(record.checksum_s)
+        self._bytes.series(record.tier).add(record.bytes_moved)
 
 
 def show_worker_metrics(metrics: Metrics, service: WorkerService) -> None:

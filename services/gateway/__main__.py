@@ -11,6 +11,7 @@ import uvloop
 from common.adapters.nats_broker import NatsBroker
 from common.adapters.redis_store import RedisStore
 from common.protocol.subjects import Names
+from common.runtime.adapter_metrics import show_adapter_metrics
 from common.runtime.incarnation import make_incarnation
 from common.runtime.logs import configure_logging
 from common.runtime.metrics import Metrics
@@ -59,6 +60,7 @@ async def run(settings: GatewaySettings) -> None:
     )
     metrics = Metrics()
     show_mesh_metrics(metrics, mesh)
+    show_adapter_metrics(metrics, broker=broker.counts, store=store.counts)
     http = http_settings(settings)
     try:
         async with asyncio.TaskGroup() as tasks:
