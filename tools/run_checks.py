@@ -9,7 +9,6 @@ All parts run even where one fails; the exit status is 0 only where all succeede
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -103,11 +102,7 @@ def not_run(*, everything: bool, tests_only: bool, narrowed: bool) -> list[str]:
     if narrowed:
         parts.append("tests that the arguments for pytest leave out")
     if not everything:
-        parts.append("heavy suites (marker `slow`): run ./tools/test --all")
-    if shutil.which("docker") is None:
-        parts.append("containers (docker compose): there is no docker here")
-    else:
-        parts.append("containers (docker compose): not part of this command; see compose/README.md")
+        parts.append("heavy suites (marker `slow`), containers among them: run ./tools/test --all")
     if not any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/dxg")):
         parts.append("CUDA: there is no such device here")
     if not Path("/sys/class/infiniband").is_dir():

@@ -21,12 +21,14 @@ DIAL_TIMEOUT_S = 5.0
 REDIAL_FIRST_S = 0.2
 REDIAL_MOST_S = 5.0
 SILENT_PEER_S = 5.0
+SETTLING_PEER_S = 60.0
+"""A peer says nothing between its hello and the moment when it has mapped our region, which may take long on a busy machine."""
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class _Peer:
-    """One connection. `waiting` holds messages that came before the peer had joined."""
+    """One connection. `waiting` holds messages that came before the peer had joined; `talks` once it said more than hello."""
 
     connection: PeerConnection
     heard_at: float
@@ -34,6 +36,7 @@ class _Peer:
     incarnation: Incarnation | None = None
     link: KvLink | None = None
     joined: bool = False
+    talks: bool = False
     pulls: int = 0
     lost: bool = False
     waiting: list[ControlMessage] = field(default_factory=list)
@@ -130,8 +133,9 @@ class PeerLinks:
     def drop_silent(self, now: float) -> None:
         """A peer sends something every second; one that does not is frozen, or cut off."""
         for peer in list(self._connections):
-            if now - peer.heard_at > SILENT_PEER_S and not peer.lost:
-                self._lose(peer, f"silent for {SILENT_PEER_S:g} s")
+            limit = SILENT_PEER_S if peer.talks else SETTLING_PEER_S
+            if now - peer.heard_at > limit and not peer.lost:
+                self._lose(peer, f"silent for {limit:g} s")
 
     async def close(self) -> None:
         self._closing = True
@@ -184,7 +188,9 @@ class PeerLinks:
                 if not isinstance(message, Hello):
                     raise PeerError(f"{type(message).__name__} before hello")
                 self._said_hello(peer, message)
-            elif peer.joined:
+                return
+            peer.talks = True
+            if peer.joined:
                 self._on_message(peer.worker, message)
             else:
                 peer.waiting.append(message)

@@ -77,9 +77,14 @@ async def run_worker(settings: WorkerSettings) -> None:
 async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyncio.Event) -> None:
     """What was opened last is closed first: the region's memory goes with the transport, so the engine stops before it."""
 
+    shown = ""
+
     def progress(detail: str, fraction: float | None) -> None:
+        nonlocal shown
         notifier.state("loading", detail=detail, progress=fraction)
-        logger.info("loading", extra={"fields": {"detail": detail}})
+        if detail != shown:
+            shown = detail
+            logger.info("loading", extra={"fields": {"detail": detail}})
 
     cluster_key = _cluster_key(settings)
     metrics = Metrics()
