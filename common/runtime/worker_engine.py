@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from os import environ
 from typing import Literal, cast
 
+from common.engine.check_stamp import stamp_path
 from common.engine.host_memory import available_memory_bytes, shared_memory_bytes
 from common.engine.memory_plan import MemoryPlan, MemoryRequest, kv_layout, plan_memory, weight_demand
 from common.engine.model_cache import default_cache_dir
@@ -115,15 +116,20 @@ def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRe
         attn_implementation=PAGED_ATTENTION,
         on_progress=progress,
     )
-    progress("checking the model", None)
+    stamp = stamp_path(default_cache_dir(environ), (str(model.fingerprint), settings.device, str(model.card.max_model_len)))
+    if not stamp.exists():
+        progress("checking the model (once on this host)", None)
     executor = build_torch_executor(
         loaded,
         model.layout,
         region.blocks_address,
         region.blocks,
         settings.device,
+        check=not stamp.exists(),
         max_model_len=model.card.max_model_len,
     )
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.touch()
     return StepThread(executor, threads=threads)
 
 
