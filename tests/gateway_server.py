@@ -80,7 +80,7 @@ def parse_sse(body: str) -> tuple[list[SseEvent], bool]:
 async def eventually(holds: Callable[[], bool]) -> None:
     """Wait for what another task or process is about to do."""
     async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 what is waited for gives no signal
+        while not holds():
             await asyncio.sleep(0.005)
 
 
