@@ -86,7 +86,7 @@ class Driver:
             (self.release, 1, bool(self.runs)),
             (self.keep, 2, any(run.job.hand_off for run in self.runs.values())),
             (self.seal, 3, bool(self.seals)),
-            (self.plan, 8, not self.step.busy),
+            (self.plan, 8, self.engine.may_plan),
             (self.complete, 8, self.step.busy),
         ]
         events = [event for event in could if event[2]]

@@ -6,9 +6,11 @@ tokens so far, the choice and the seed; `reference` says what a sequence makes a
 """
 
 import zlib
+from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
+from common.mesh.sequence_engine import STEPS_AHEAD
 from common.values.sampling import SamplingParameters
 from common.values.step import RowResult, SequenceStart, StepPlan, StepResult, StepRow
 from common.values.tokens import Ending, PositionLogprobs
@@ -90,12 +92,12 @@ class ShadowStep:
         self._kv = kv
         self._known: dict[int, _Known] = {}
         self._used: set[int] = set()
-        self._plan: StepPlan | None = None
-        self._generations: dict[int, int] = {}
+        self._plans: deque[tuple[StepPlan, dict[int, int]]] = deque()
+        self._faulty: set[int] = set()
 
     @property
     def busy(self) -> bool:
-        return self._plan is not None
+        return bool(self._plans)
 
     @property
     def known(self) -> int:
@@ -103,20 +105,18 @@ class ShadowStep:
         return len(self._known)
 
     def submit(self, plan: StepPlan) -> None:
-        assert self._plan is None, "one step at a time"
-        self._plan = plan
-        self._generations = {b: self._kv.generations[b] for row in plan.rows for b in row.blocks}
+        assert len(self._plans) < STEPS_AHEAD
+        self._plans.append((plan, {b: self._kv.generations[b] for row in plan.rows for b in row.blocks}))
 
     def perform(self) -> StepResult:
-        plan, self._plan = self._plan, None
-        assert plan is not None
+        plan, generations = self._plans.popleft()
         for handle in plan.ends:
             del self._known[handle]
         for start in plan.starts:
             assert start.handle not in self._used, "a handle is used once"
             self._used.add(start.handle)
             self._known[start.handle] = _Known(start, list(start.tokens))
-        for block, generation in self._generations.items():
+        for block, generation in generations.items():
             assert self._kv.generations[block] == generation, "a block of a running step was given to somebody else"
         chains = [self._check_row(row) for row in plan.rows]
         self._check_writes(plan.rows)
@@ -124,6 +124,8 @@ class ShadowStep:
 
     def _check_row(self, row: StepRow) -> list[int]:
         tokens = self._known[row.handle].tokens
+        if row.handle in self._faulty:
+            return []
         assert row.count >= 1
         assert row.start + row.count <= len(tokens)
         assert row.sample == (row.start + row.count == len(tokens))
@@ -145,6 +147,8 @@ class ShadowStep:
         known = self._known[row.handle]
         start, tokens = known.start, known.tokens
         if row.sample and start.sampling.seed == FAULTY_SEED and len(tokens) - start.prompt_length == 2:
+            self._faulty.add(row.handle)
+        if row.handle in self._faulty:
             return RowResult(handle=row.handle, fault="planted")
         for position in range(row.start, row.start + row.count):
             self._kv.write(row.blocks, position, values[position])

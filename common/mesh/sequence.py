@@ -26,6 +26,9 @@ class Sequence:
     `preempted` once it has lost its blocks: while it waits, room goes to it before it goes to imports.
     `reported` blocks were announced as filled, `named` blocks are in the prefix index. While `pins` is above zero somebody
     outside the engine works on its blocks: they are neither freed nor written to.
+
+    Of the steps under way, `in_flight` hold a row of it and `samples_in_flight` will draw a token of it; they compute the
+    positions from `computed` up to `planned`.
     """
 
     job: SequenceJob
@@ -40,7 +43,9 @@ class Sequence:
     named: int = 0
     reported: int = 0
     announced: bool = False
-    in_step: bool = False
+    planned: int = 0
+    in_flight: int = 0
+    samples_in_flight: int = 0
     preempted: bool = False
     pins: int = 0
     keep_when_unpinned: bool = False
@@ -59,6 +64,11 @@ class Sequence:
     def remaining(self) -> int:
         """Positions to compute before the next token can be drawn."""
         return len(self.tokens) - self.computed
+
+    @property
+    def unplanned(self) -> int:
+        """Positions to plan for before the next token can be drawn, those of tokens that are being drawn included."""
+        return len(self.tokens) + self.samples_in_flight - self.planned
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -1,10 +1,13 @@
 """The engine as its worker sees it: sequences in, tokens and filled blocks out, steps in between.
 
 Pure: `plan` decides what the next step computes, `complete` takes its result; the shell carries plans to a StepEngine and
-results back. One step is under way at a time. The simulator runs this class with step times instead of a StepEngine.
+results back. While a step of decode rows alone is under way, the next one may be planned already (its tokens stay inside the
+step engine), so that nothing of ours stands between two steps; a prompt that waits is never delayed by that. The simulator
+runs this class with step times instead of a StepEngine.
 """
 
 from bisect import insort
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 
@@ -29,6 +32,8 @@ from common.values.ids import SequenceKey
 from common.values.kv_layout import Fingerprint
 from common.values.step import RowResult, SequenceStart, StepPlan, StepResult, StepRow
 from common.values.tokens import Ending, NewTokens
+
+STEPS_AHEAD = 2
 
 
 class SequenceEngine:
@@ -56,7 +61,7 @@ class SequenceEngine:
         self._abandoned: dict[int, Sequence] = {}
         self._pinned: dict[int, Sequence] = {}
         self._ends: list[int] = []
-        self._step: tuple[StepPlan, list[Sequence]] | None = None
+        self._under_way: deque[tuple[StepPlan, list[Sequence]]] = deque()
         self._handles = 0
         self._steps = 0
         self._preempted_since: list[Preempted] = []
@@ -112,7 +117,7 @@ class SequenceEngine:
         if sequence.phase is not Phase.LANDING:
             raise InvariantBroken(f"activate of {key}, which is {sequence.phase}")
         sequence.tokens = [*sequence.job.prompt, *given]
-        sequence.computed = min(good_positions, len(sequence.tokens) - 1)
+        sequence.computed = sequence.planned = min(good_positions, len(sequence.tokens) - 1)
         sequence.phase = Phase.RUNNING
         self._name_full_blocks(sequence)
 
@@ -134,7 +139,7 @@ class SequenceEngine:
             self._waiting.remove(sequence)
         self._preempted_since = [event for event in self._preempted_since if event.key != key]
         sequence.released = True
-        if not sequence.in_step and not sequence.pins:
+        if not sequence.in_flight and not sequence.pins:
             self._free(sequence)
 
     def pin(self, key: SequenceKey) -> int:
@@ -150,7 +155,7 @@ class SequenceEngine:
         if sequence.pins:
             return
         del self._pinned[handle]
-        if sequence.released and not sequence.in_step:
+        if sequence.released and not sequence.in_flight:
             self._free(sequence)
         elif sequence.keep_when_unpinned:
             sequence.keep_when_unpinned = False
@@ -171,20 +176,28 @@ class SequenceEngine:
     # ------------------------------------------------------------------ steps
 
     def plan(self) -> StepPlan | None:
-        """The next step, or None where there is nothing to compute. `complete` must come before the next `plan`."""
-        if self._step is not None:
-            raise InvariantBroken("a step is under way")
+        """The next step, or None where there is nothing to compute now. At most STEPS_AHEAD steps are under way."""
+        if len(self._under_way) >= STEPS_AHEAD:
+            raise InvariantBroken(f"{STEPS_AHEAD} steps are under way")
+        if self._under_way and not self._may_run_ahead():
+            return None
         for sequence in self._by_age():  # running streams get their next block before newcomers take the last ones
-            if sequence.phase is Phase.RUNNING and sequence.remaining == 1:
-                self._cover(sequence, sequence.computed + 1)
-        self._admit_waiting()
+            if sequence.phase is Phase.RUNNING and self._wanted(sequence) == 1:
+                self._cover(sequence, sequence.planned + 1)
+        if not self._under_way:
+            self._admit_waiting()
         running = [s for s in self._by_age() if s.phase is Phase.RUNNING]
-        granted = share_budget([s.remaining for s in running], self._limits)
+        granted = share_budget([self._wanted(s) for s in running], self._limits)
         chosen: list[tuple[Sequence, int]] = []
         for sequence, count in zip(running, granted, strict=True):
-            if count and sequence.phase is Phase.RUNNING and self._cover(sequence, sequence.computed + count):
-                chosen.append((sequence, count))
-        chosen = [(s, count) for s, count in chosen if s.phase is Phase.RUNNING]
+            if count and sequence.phase is Phase.RUNNING:
+                if self._cover(sequence, sequence.planned + count):
+                    chosen.append((sequence, count))
+                elif self._under_way:
+                    return None  # who is in flight cannot be preempted: let the step end first
+        return self._take_step([(s, count) for s, count in chosen if s.phase is Phase.RUNNING])
+
+    def _take_step(self, chosen: list[tuple[Sequence, int]]) -> StepPlan | None:
         if not chosen:
             return None
         self._steps += 1
@@ -195,24 +208,26 @@ class SequenceEngine:
             ends=tuple(self._ends),
         )
         self._ends.clear()
-        for sequence, _ in chosen:
-            sequence.in_step = True
-        self._step = (plan, [sequence for sequence, _ in chosen])
+        for row, (sequence, count) in zip(plan.rows, chosen, strict=True):
+            sequence.planned += count
+            sequence.in_flight += 1
+            sequence.samples_in_flight += row.sample
+        self._under_way.append((plan, [sequence for sequence, _ in chosen]))
         return plan
 
     def complete(self, result: StepResult) -> list[EngineEvent]:
-        """Take a step's result; what happened, first tokens before filled blocks."""
-        if self._step is None or self._step[0].number != result.number:
-            raise InvariantBroken(f"result of step {result.number}, which is not under way")
-        plan, sequences = self._step
-        self._step = None
+        """Take the result of the oldest step; what happened, first tokens before filled blocks."""
+        if not self._under_way or self._under_way[0][0].number != result.number:
+            raise InvariantBroken(f"result of step {result.number}, which is not the next to end")
+        plan, sequences = self._under_way.popleft()
         events: list[EngineEvent] = [*self._preempted_since]
         self._preempted_since.clear()
         filled: list[EngineEvent] = []
         for row, sequence, outcome in zip(plan.rows, sequences, result.rows, strict=True):
-            sequence.in_step = False
+            sequence.in_flight -= 1
+            sequence.samples_in_flight -= row.sample
             if sequence.released:
-                if not sequence.pins:
+                if not sequence.in_flight and not sequence.pins:
                     self._free(sequence)
                 continue
             self._computed_tokens += row.count
@@ -224,13 +239,13 @@ class SequenceEngine:
     # ------------------------------------------------------------------ state
 
     @property
-    def busy(self) -> bool:
-        """Whether a step is under way."""
-        return self._step is not None
+    def may_plan(self) -> bool:
+        """Whether `plan` may be called now."""
+        return len(self._under_way) < STEPS_AHEAD
 
     @property
     def idle(self) -> bool:
-        return not (self._sequences or self._abandoned or self._pinned or self._step)
+        return not (self._sequences or self._abandoned or self._pinned or self._under_way)
 
     def holds(self, key: SequenceKey) -> bool:
         return key in self._sequences
@@ -265,7 +280,7 @@ class SequenceEngine:
         for sequence in self._active():
             if sequence.computed > len(sequence.tokens) or len(sequence.blocks) < self._layout.blocks_for(sequence.computed):
                 raise InvariantBroken(f"{sequence.job.key} has computed more than it has tokens or blocks for")
-        zombies = [] if self._step is None else [s for s in self._step[1] if s.released]
+        zombies = [s for _, sequences in self._under_way for s in sequences if s.released]
         owners = (*self._sequences.values(), *self._abandoned.values(), *self._pinned.values(), *zombies)
         owned = {b for s in owners for b in s.blocks}
         if len(owned) != self._pool.held:
@@ -299,6 +314,18 @@ class SequenceEngine:
         extend_hashes(sequence.hashes, sequence.root, sequence.tokens, self._layout.block_size, full)
         return self._pool.match(sequence.hashes[:full])
 
+    def _may_run_ahead(self) -> bool:
+        """Only behind a step of decode rows, and only where no prompt could go into the next one."""
+        decodes = all(row.count == 1 for row in self._under_way[-1][0].rows)
+        return decodes and not self._waiting and not any(s.remaining > 1 for s in self._active() if s.phase is Phase.RUNNING)
+
+    def _wanted(self, sequence: Sequence) -> int:
+        """Positions that could be planned now; none for a sequence that will end, or be held, with what is under way."""
+        drawn = sequence.samples_in_flight
+        sampling = sequence.job.sampling
+        ends = sequence.new_tokens + drawn >= sampling.max_tokens or len(sequence.tokens) + drawn >= self._max_model_len
+        return 0 if drawn and (ends or sequence.job.hand_off) else sequence.unplanned
+
     def _admit_waiting(self) -> None:
         """First come, first served; a follower is passed over while its leader's prompt is not computed."""
         room = self._limits.max_sequences - len(self._active())
@@ -325,7 +352,7 @@ class SequenceEngine:
             return False
         self._pool.share(known)
         sequence.blocks = known + self._pool.allocate(needed)
-        sequence.computed = len(known) * self._layout.block_size
+        sequence.computed = sequence.planned = len(known) * self._layout.block_size
         sequence.named = len(known)
         self._prefix_hit_tokens += sequence.computed
         sequence.phase = Phase.RUNNING
@@ -348,12 +375,7 @@ class SequenceEngine:
 
     def _choose_victim(self) -> Sequence | None:
         running = [s for s in self._sequences.values() if s.phase is Phase.RUNNING]
-        handle = choose_victim(
-            [
-                Candidate(handle=s.handle, arrived=s.arrived, protected=s.pins > 0 or (s.job.hand_off and s.reported > 0))
-                for s in running
-            ]
-        )
+        handle = choose_victim([Candidate(handle=s.handle, arrived=s.arrived, protected=_is_protected(s)) for s in running])
         return next((s for s in running if s.handle == handle), None)
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -363,7 +385,7 @@ class SequenceEngine:
         sequence.announced = False
         sequence.preempted = True
         sequence.phase = Phase.WAITING
-        sequence.computed = sequence.named = sequence.reported = 0
+        sequence.computed = sequence.planned = sequence.named = sequence.reported = 0
         sequence.prompt_logprobs.clear()
         insort(self._waiting, sequence, key=lambda s: s.arrived)
         self._preemptions += 1
@@ -378,11 +400,11 @@ class SequenceEngine:
     def _row(self, sequence: Sequence, count: int) -> StepRow:
         return StepRow(
             handle=sequence.handle,
-            start=sequence.computed,
+            start=sequence.planned,
             count=count,
             blocks=tuple(sequence.blocks),
-            sample=count == sequence.remaining,
-            prompt_logprobs=sequence.wants_prompt_logprobs,
+            sample=count == sequence.unplanned,
+            prompt_logprobs=sequence.wants_prompt_logprobs and sequence.planned < sequence.prompt_length,
         )
 
     def _announce(self, sequence: Sequence) -> SequenceStart:
@@ -467,6 +489,11 @@ class SequenceEngine:
             )
             sequence.reported = last
             yield BlocksFilled(key=sequence.job.key, blocks=blocks, complete=complete)
+
+
+def _is_protected(sequence: Sequence) -> bool:
+    """Its blocks are written in a step, worked on outside, or offered to a peer."""
+    return sequence.in_flight > 0 or sequence.pins > 0 or (sequence.job.hand_off and sequence.reported > 0)
 
 
 def _without_hand_off(job: SequenceJob) -> SequenceJob:

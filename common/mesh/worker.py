@@ -105,7 +105,7 @@ class WorkerCore:
         return effects
 
     def plan(self) -> StepPlan | None:
-        return None if self._engine.busy else self._engine.plan()
+        return self._engine.plan() if self._engine.may_plan else None
 
     def load(self) -> EngineLoad:
         return self._engine.load()

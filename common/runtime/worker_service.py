@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from common.ports.broker import Broker, Message
 from common.ports.kv_transport import KvRegion, KvTransport
 from common.ports.peers import PeerNetwork
 from common.ports.state_store import StateStore
-from common.ports.step_engine import StepEngine
+from common.ports.step_engine import StepEngine, Ticket
 from common.protocol.messages import (
     Cancel,
     ControlMessage,
@@ -56,6 +57,7 @@ from common.values.errors import BrokerUnavailable, PayloadTooLarge, PeerError, 
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, WorkerId
 from common.values.kv_layout import Fingerprint
 from common.values.model_card import ModelCard
+from common.values.step import StepPlan
 from common.values.worker import Role, WorkerSnapshot, WorkerState
 
 TICK_S = 1.0
@@ -261,13 +263,17 @@ class WorkerService:
     # ------------------------------------------------------------------ loops
 
     async def _run_steps(self) -> None:
+        """Steps are submitted as soon as the core plans them, also while one is under way; results come in order."""
+        under_way: deque[tuple[StepPlan, Ticket]] = deque()
         while True:
-            plan = self._core.plan()
-            if plan is None:
+            while (plan := self._core.plan()) is not None:
+                under_way.append((plan, self._world.step_engine.submit(plan)))
+            if not under_way:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            result = await self._world.step_engine.result(self._world.step_engine.submit(plan))
+            plan, ticket = under_way.popleft()
+            result = await self._world.step_engine.result(ticket)
             self._meter.observe(plan, result)
             self._core.on_step(result, self._now())
             self._after_event()
