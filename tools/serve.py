@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from common.runtime.core_claims import CoreClaims, CorePlan, by_preference, hardware_siblings, own_cores, plan_cores, private_folder
-from common.runtime.settings_serve import ServeSettings, parse_serve_settings
+from common.runtime.settings_parse import parse_serve_settings
+from common.runtime.settings_serve import ServeSettings
 from common.runtime.supervisor_shell import SupervisorShell
 from common.values.errors import SegueError, SettingsError
 from tools.serve_model import ServedModel, prepare_model

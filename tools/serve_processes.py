@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.runtime.core_claims import CorePlan
-from common.runtime.settings import MeshSettings, all_settings
+from common.runtime.settings import MeshSettings
 from common.runtime.settings_file import to_file
+from common.runtime.settings_parse import all_settings
 from common.runtime.settings_serve import ServeSettings
 from common.runtime.supervisor_brokers import OwnServer, own_nats, own_valkey
 from common.runtime.supervisor_process import ProcessSpec

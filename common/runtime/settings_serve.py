@@ -1,22 +1,11 @@
 """What `segue serve` takes: how many workers, on which cores, and the settings it passes on to gateway and workers."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from common.runtime.settings import (
-    GatewaySettings,
-    MeshSettings,
-    WorkerSettings,
-    build,
-    read_key_file,
-    read_settings,
-    take_model,
-)
+from common.runtime.settings import GatewaySettings, WorkerSettings
 from common.runtime.settings_kinds import CORES, TEXT, auto_or, number_of_seconds, whole
 from common.runtime.settings_sources import setting
 from common.values.errors import SettingsError
-
-_MADE_BY_SERVE = frozenset({"worker_id", "role", "control_port", "status_port", "gateway_id", "listen_fd"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,23 +37,3 @@ class ServeSettings:
         if self.prefill is None and self.decode is None:
             return usual, usual, self.both
         return (1 if self.prefill is None else self.prefill), (1 if self.decode is None else self.decode), self.both
-
-
-def parse_serve_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSettings:
-    """The settings of `segue serve [MODEL] [flags]`. Raises SettingsError.
-
-    `--host` and `--port` are the gateway's; workers of one machine meet on loopback.
-    """
-    groups = (ServeSettings, GatewaySettings, WorkerSettings, MeshSettings)
-    values, rest = read_settings(groups, argv, environ, table="serve", without=_MADE_BY_SERVE)
-    take_model(values, rest)
-    read_key_file(values)
-    shared = {key: value for key, value in values.items() if key not in ("nats_url", "redis_url")}
-    mesh = build(MeshSettings, shared)
-    of_worker = {key: value for key, value in values.items() if key not in ("host", "cores")}
-    return build(
-        ServeSettings,
-        values,
-        worker=build(WorkerSettings, of_worker, mesh=mesh),
-        gateway=build(GatewaySettings, values, mesh=mesh),
-    )

@@ -28,7 +28,8 @@ from common.runtime.incarnation import make_incarnation
 from common.runtime.logs import configure_logging
 from common.runtime.metrics import Metrics
 from common.runtime.process_notify import ProcessNotifier
-from common.runtime.settings import WorkerSettings, parse_worker_settings
+from common.runtime.settings import WorkerSettings
+from common.runtime.settings_parse import parse_worker_settings
 from common.runtime.status_server import StatusServer
 from common.runtime.worker_engine import WorkerModel, prepare_model, start_step_engine, warm_up
 from common.runtime.worker_metrics import PullObserver, show_worker_metrics

@@ -16,7 +16,8 @@ from common.runtime.incarnation import make_incarnation
 from common.runtime.logs import configure_logging
 from common.runtime.metrics import Metrics
 from common.runtime.process_notify import ProcessNotifier
-from common.runtime.settings import GatewaySettings, parse_gateway_settings
+from common.runtime.settings import GatewaySettings
+from common.runtime.settings_parse import parse_gateway_settings
 from common.values.errors import SegueError, SettingsError
 from common.values.ids import GatewayId
 from services.gateway.http.application import GatewayApplication

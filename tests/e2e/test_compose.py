@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from common.runtime.settings import parse_gateway_settings, parse_worker_settings
+from common.runtime.settings_parse import parse_gateway_settings, parse_worker_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = ROOT / "compose" / "docker-compose.yml"

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from common.runtime.own_address import address_towards
-from common.runtime.settings import parse_worker_settings
+from common.runtime.settings_parse import parse_worker_settings
 from common.values.errors import SettingsError
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.settings import GatewaySettings, MeshSettings, WorkerSettings, parse_gateway_settings, parse_worker_settings
+from common.runtime.settings import GatewaySettings, MeshSettings, WorkerSettings
 from common.runtime.settings_file import to_file
-from common.runtime.settings_serve import parse_serve_settings
+from common.runtime.settings_parse import parse_gateway_settings, parse_serve_settings, parse_worker_settings
 from common.runtime.settings_sources import settings_of
 from common.values.errors import SettingsError
 
