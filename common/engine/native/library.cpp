@@ -1,0 +1,103 @@
+// The C interface. Pointers are raw and sizes are trusted: the Python beside this file checks both.
+#include "llama_step.h"
+
+using namespace segue;
+
+struct Engine {
+  explicit Engine(int threads) : team(threads), members(size_t(team.size())) {}
+  Team team;
+  std::vector<Member> members;
+  Workspace space;
+};
+
+namespace {
+
+template <class F>
+void on_all(Engine* engine, F work) {
+  struct Call {
+    Engine* engine;
+    F* work;
+  } call{engine, &work};
+  engine->team.run([](void* given, int member, Team& team) {
+    Call* c = static_cast<Call*>(given);
+    (*c->work)(member, team, c->engine->members[size_t(member)]);
+  }, &call);
+}
+
+template <class T>
+void pack(const T* weights, Packed* out) {
+  T* data = static_cast<T*>(out->data);
+  const long inputs = out->inputs, step = out->bf16 ? 2 : 1;
+  for (long n = 0; n < out->outputs; n++) {
+    T* panel = data + n / LANES * out->panel_items() + n % LANES * step;
+    for (long k = 0; k < inputs; k++) panel[k / step * LANES * step + k % step] = weights[n * inputs + k];
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* segue_variant() {
+#if defined(__AVX512BF16__)
+  return "avx512bf16";
+#elif defined(__AVX512F__)
+  return "avx512";
+#else
+  return "avx2";
+#endif
+}
+
+Engine* segue_engine_new(int threads) { return new Engine(threads); }
+void segue_engine_free(Engine* engine) { delete engine; }
+
+// weights [outputs, inputs], row after row, as float32 or as bf16. Null where there is no memory.
+Packed* segue_pack(const void* weights, long outputs, long inputs, int bf16) {
+  Packed* packed = new Packed{outputs, inputs, bf16, nullptr};
+  packed->data = new_memory(size_t(packed->panels() * packed->panel_items()) * (bf16 ? 2 : 4));
+  if (packed->data == nullptr) {
+    delete packed;
+    return nullptr;
+  }
+  if (bf16)
+    pack(static_cast<const uint16_t*>(weights), packed);
+  else
+    pack(static_cast<const float*>(weights), packed);
+  return packed;
+}
+
+void segue_packed_free(Packed* packed) {
+  free(packed->data);
+  delete packed;
+}
+
+void segue_gemm(Engine* engine, const float* x, long x_stride, const Packed* w, float* y, long y_stride, long rows, const float* bias) {
+  const Product product{x, x_stride, w, y, y_stride, rows, bias, nullptr, 0};
+  on_all(engine, [&](int member, Team& team, Member& mine) { multiply(product, member, team, mine.gemm); });
+}
+
+void segue_attention(Engine* engine, const Cache* cache, const Attention* attention, const Sequence* sequences, long count) {
+  on_all(engine, [&](int member, Team& team, Member& mine) { attend(*cache, *attention, sequences, count, member, team, mine.attention); });
+}
+
+void segue_norm(const float* x, const float* weight, float* y, long rows, long size, float epsilon) {
+  for (long i = 0; i < rows; i++) normalise(x + i * size, weight, y + i * size, size, epsilon);
+}
+
+void segue_rotate(float* heads, const float* cosine, const float* sine, long count, long half) {
+  for (long i = 0; i < count; i++) rotate(heads + i * 2 * half, cosine + i * half, sine + i * half, half);
+}
+
+void segue_gate(const float* x, float* y, long rows, long size) {
+  for (long i = 0; i < rows; i++) gate(x + i * 2 * size, y + i * size, size);
+}
+
+void segue_exponential(const float* x, float* y, long count) {
+  for (long i = 0; i + LANES <= count; i += LANES) store(y + i, exponential(load(x + i)));
+}
+
+void segue_step(Engine* engine, const Model* model, const Batch* batch) {
+  Step step(*model, *batch, engine->space);
+  on_all(engine, [&](int member, Team& team, Member& mine) { step.run(member, team, mine); });
+}
+}

@@ -1,0 +1,198 @@
+"""The built library behind ctypes: the only module that knows its functions and its structures.
+
+ctypes lets other Python threads run during a call. Addresses are those of arrays that the caller keeps alive until then.
+"""
+
+import ctypes
+import logging
+import weakref
+from collections.abc import Mapping
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32, c_long, c_void_p
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.engine.native.build import BuildError, library_path
+from common.engine.native.cpu_variant import CpuVariant, cpu_features, runnable_variants
+from common.values.errors import ModelError
+from common.values.kv_layout import KvLayout
+
+Floats = NDArray[np.float32]
+logger = logging.getLogger(__name__)
+
+
+class LayerStruct(Structure):
+    """`Layer` of llama_step.h. Addresses of packed matrices and of float32 vectors; 0 where there is none."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("qkv", "output", "gate_up", "down", "input_norm", "middle_norm", "query_norm", "key_norm")),
+        *((name, c_void_p) for name in ("qkv_bias", "output_bias", "gate_up_bias", "down_bias")),
+        ("window", c_int32),
+        ("rotary", c_int32),
+    )
+
+
+class ModelStruct(Structure):
+    """`Model` of llama_step.h."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate")),
+        ("epsilon", c_float),
+        ("scale", c_float),
+        ("layer", POINTER(LayerStruct)),
+        *((name, c_void_p) for name in ("final_norm", "head", "embedding")),
+    )
+
+
+class BatchStruct(Structure):
+    """`Batch` of llama_step.h."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("tokens", "sequences", "kept", "cache_bf16", "block_size")),
+        *((name, c_void_p) for name in ("ids", "positions", "owners", "sequence", "keep", "cosine", "sine", "cache", "logits")),
+    )
+
+
+class CacheStruct(Structure):
+    """`Cache` of attention.h. Strides in items."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("bf16", c_int),
+        *((name, c_long) for name in ("block_stride", "layer_stride", "head_stride", "value_offset", "block_size")),
+    )
+
+
+class AttentionStruct(Structure):
+    """`Attention` of attention.h."""
+
+    _fields_ = (
+        ("queries", c_void_p),
+        ("query_stride", c_long),
+        ("out", c_void_p),
+        *((name, c_long) for name in ("out_stride", "heads", "kv_heads", "head_dim", "layer")),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("window", c_long),
+        ("sinks", c_void_p),
+    )
+
+
+SEQUENCE_DTYPE = np.dtype([("first", np.int64), ("start", np.int64), ("count", np.int64), ("table", np.uint64)])
+"""`Sequence` of attention.h; `table` is the address of int32 block numbers."""
+
+
+class NativeLibrary:
+    """One loaded variant. Its functions are called by the classes of this module and by the tests."""
+
+    def __init__(self, path: Path) -> None:
+        self.functions = functions = ctypes.CDLL(str(path))
+        functions.segue_variant.restype = c_char_p
+        functions.segue_engine_new.argtypes = (c_int,)
+        functions.segue_engine_new.restype = c_void_p
+        functions.segue_engine_free.argtypes = (c_void_p,)
+        functions.segue_pack.argtypes = (c_void_p, c_long, c_long, c_int)
+        functions.segue_pack.restype = c_void_p
+        functions.segue_packed_free.argtypes = (c_void_p,)
+        functions.segue_gemm.argtypes = (c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_long, c_long, c_void_p)
+        functions.segue_attention.argtypes = (c_void_p, POINTER(CacheStruct), POINTER(AttentionStruct), c_void_p, c_long)
+        functions.segue_norm.argtypes = (c_void_p, c_void_p, c_void_p, c_long, c_long, c_float)
+        functions.segue_rotate.argtypes = (c_void_p, c_void_p, c_void_p, c_long, c_long)
+        functions.segue_gate.argtypes = (c_void_p, c_void_p, c_long, c_long)
+        functions.segue_exponential.argtypes = (c_void_p, c_void_p, c_long)
+        functions.segue_step.argtypes = (c_void_p, POINTER(ModelStruct), POINTER(BatchStruct))
+        for name in ("packed_free", "engine_free", "gemm", "attention", "norm", "rotate", "gate", "exponential", "step"):
+            getattr(functions, f"segue_{name}").restype = None
+        self.variant = functions.segue_variant().decode()
+
+    @property
+    def kernels(self) -> str:
+        """What a fingerprint carries."""
+        return f"native-{self.variant}"
+
+
+def load_library(environment: Mapping[str, str]) -> NativeLibrary | None:
+    """The best library for this CPU, or None with a warning: then everything runs in torch."""
+    variants = runnable_variants(cpu_features())
+    if not variants:
+        logger.warning("own kernels not used: they are for x86-64 with AVX2 or better")
+        return None
+    try:
+        return load_variant(variants[0], environment)
+    except BuildError as error:
+        logger.warning("own kernels not used: %s", error)
+        return None
+
+
+def load_variant(variant: CpuVariant, environment: Mapping[str, str]) -> NativeLibrary:
+    """Raises BuildError. The CPU must be able to run it."""
+    path = library_path(variant, environment)
+    try:
+        return NativeLibrary(path)
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"{path} cannot be loaded: {error}") from error
+
+
+class PackedMatrix:
+    """Weights `[outputs, inputs]` in the kernels' own order and memory. The array given may go afterwards.
+
+    bf16 weights are given as uint16 bits; their `inputs` must be even.
+    """
+
+    def __init__(self, library: NativeLibrary, weights: NDArray[np.float32] | NDArray[np.uint16]) -> None:
+        rows = np.ascontiguousarray(weights)
+        self.outputs, self.inputs = (int(size) for size in rows.shape)
+        self.bf16 = rows.dtype == np.uint16
+        if rows.dtype not in (np.float32, np.uint16) or (self.bf16 and self.inputs % 2):
+            raise ModelError(f"weights of {rows.shape} in {rows.dtype} cannot be packed")
+        address = library.functions.segue_pack(rows.ctypes.data, self.outputs, self.inputs, int(self.bf16))
+        if not address:
+            raise ModelError(f"there is no memory for weights of {self.outputs} x {self.inputs}")
+        self.address: int = address
+        weakref.finalize(self, library.functions.segue_packed_free, address)
+
+
+class NativeEngine:
+    """The threads and the scratch memory of one user. Its calls must not overlap."""
+
+    def __init__(self, library: NativeLibrary, threads: int = 1) -> None:
+        self.library = library
+        self.threads = threads
+        self.address: int = library.functions.segue_engine_new(threads)
+        weakref.finalize(self, library.functions.segue_engine_free, self.address)
+
+    def gemm(self, x: Floats, weights: PackedMatrix, y: Floats, bias: Floats | None = None) -> None:
+        """`y[M, outputs] = x[M, inputs] * weights^T + bias`; rows may be strided."""
+        self.gemm_at(x.ctypes.data, x.strides[0] // 4, weights, y.ctypes.data, y.strides[0] // 4, len(x), _address(bias))
+
+    def gemm_at(self, x: int, x_stride: int, weights: PackedMatrix, y: int, y_stride: int, rows: int, bias: int | None) -> None:
+        """The same from addresses; strides in floats."""
+        self.library.functions.segue_gemm(self.address, x, x_stride, weights.address, y, y_stride, rows, bias)
+
+    def attention(self, cache: CacheStruct, attention: AttentionStruct, sequences: NDArray[np.void]) -> None:
+        """Queries are attended over what the cache holds; see attention.h."""
+        functions = self.library.functions
+        functions.segue_attention(self.address, byref(cache), byref(attention), sequences.ctypes.data, len(sequences))
+
+    def step(self, model: ModelStruct, batch: BatchStruct) -> None:
+        """A whole forward; see llama_step.h."""
+        self.library.functions.segue_step(self.address, byref(model), byref(batch))
+
+
+def cache_struct(layout: KvLayout, address: int) -> CacheStruct:
+    """The cache at `address` in the order `[blocks, layers, 2, kv_heads, block_size, head_dim]`."""
+    head = layout.block_size * layout.head_dim
+    return CacheStruct(
+        data=address,
+        bf16=int(layout.dtype == "bfloat16"),
+        block_stride=layout.layers * 2 * layout.kv_heads * head,
+        layer_stride=2 * layout.kv_heads * head,
+        head_stride=head,
+        value_offset=layout.kv_heads * head,
+        block_size=layout.block_size,
+    )
+
+
+def _address(array: Floats | None) -> int | None:
+    return None if array is None else array.ctypes.data
