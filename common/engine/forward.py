@@ -1,8 +1,48 @@
-"""One pass of the model over a paged batch."""
+"""One pass of a model over rows of a paged batch: what an executor needs of a model, and transformers' modules behind it.
+
+The Llama family's own forward, on native kernels, is `common.engine.native.native_forward`.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
-from common.engine.paged_batch import PagedBatch
+from common.engine.kv_cache_view import KvCacheView
+from common.engine.paged_batch import BatchRow, PagedBatch, paged_batch
+from common.values.errors import ModelError
+
+
+class ModelForward(Protocol):
+    """Used by one thread only."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the model can take in."""
+        ...
+
+    def prepare_thread(self, threads: int) -> None:
+        """Called in the thread that will compute, before the first step: `threads` compute threads may be used."""
+        ...
+
+    def logits(self, cache: KvCacheView, rows: Sequence[BatchRow]) -> torch.Tensor:
+        """Float32 `[kept positions, vocabulary]` in the order of the rows, which the caller may change. Keys and values of
+        all positions are in the cache afterwards."""
+        ...
+
+
+class TransformersForward:
+    """A ModelForward. The model must have been loaded with, or set to, PAGED_ATTENTION."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self.vocab_size = _vocab_size(model)
+
+    def prepare_thread(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def logits(self, cache: KvCacheView, rows: Sequence[BatchRow]) -> torch.Tensor:
+        return forward(self._model, paged_batch(cache, rows))
 
 
 def forward(model: torch.nn.Module, batch: PagedBatch) -> torch.Tensor:
@@ -19,3 +59,11 @@ def forward(model: torch.nn.Module, batch: PagedBatch) -> torch.Tensor:
     logits = output.logits[0]
     assert isinstance(logits, torch.Tensor)
     return logits.float()
+
+
+def _vocab_size(model: torch.nn.Module) -> int:
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    size = getattr(embeddings, "num_embeddings", None)
+    if not isinstance(size, int):
+        raise ModelError(f"{type(model).__name__} has no table of input embeddings")
+    return size

@@ -94,7 +94,7 @@ def paged_batch(cache: KvCacheView, rows: Sequence[BatchRow]) -> PagedBatch:
         kept=torch.tensor([first[i] + place for i, row in enumerate(rows) for place in row.kept], dtype=torch.long, device=device),
         groups=tuple(_groups(cache, [rows[i] for i in order if len(rows[i].tokens) == 1])),
         chunks=tuple(_chunk(cache, rows[i], first[i]) for i in order if len(rows[i].tokens) > 1),
-        fresh_blocks=tuple(block for row in rows for block in _fresh_blocks(row, size)),
+        fresh_blocks=tuple(block for row in rows for block in fresh_blocks(row, size)),
     )
 
 
@@ -148,7 +148,7 @@ def _chunk(cache: KvCacheView, row: BatchRow, first: int) -> Chunk:
     return Chunk(first=first, start=row.start, count=len(row.tokens), gather=gather)
 
 
-def _fresh_blocks(row: BatchRow, block_size: int) -> tuple[int, ...]:
+def fresh_blocks(row: BatchRow, block_size: int) -> tuple[int, ...]:
     """The last block of the row where this forward writes its beginning but not its end: its tail must be zeroed first."""
     last = (row.end - 1) // block_size
     begins_here = row.start <= last * block_size

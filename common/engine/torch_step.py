@@ -1,4 +1,4 @@
-"""Steps computed by torch: transformers' modules, our paged attention, our sampler.
+"""Steps computed by a model's forward (transformers' modules, or native kernels) and our sampler.
 
 The rows of a plan go through the model in one forward. Where that raises, they are run one at a time, so that the row that
 breaks it fails alone. Rows that ask for prompt log-probabilities run by themselves, in slices, because the logits of every
@@ -12,15 +12,14 @@ from collections.abc import Sequence
 import torch
 
 from common.engine.executor import Executor
-from common.engine.forward import forward
+from common.engine.forward import ModelForward
 from common.engine.kv_cache_view import KvCacheView
 from common.engine.logprobs import position_logprobs
-from common.engine.paged_attention import PAGED_ATTENTION, register_paged_attention
-from common.engine.paged_batch import BatchRow, paged_batch
+from common.engine.native.choose_forward import choose_forward
+from common.engine.native.library import NativeLibrary
+from common.engine.paged_batch import BatchRow
 from common.engine.sampler import Drawn, draw
-from common.engine.self_check import self_check
 from common.engine.sequence_state import SequenceState, SequenceTable, scored_positions, table_fault
-from common.values.errors import ModelError
 from common.values.kv_layout import KvLayout
 from common.values.step import RowResult, StepPlan, StepResult, StepRow
 from common.values.tokens import PositionLogprobs
@@ -41,30 +40,29 @@ def build_torch_executor(
     *,
     check: bool = True,
     max_model_len: int | None = None,
+    library: NativeLibrary | None = None,
 ) -> Executor:
     """An executor for a loaded causal language model over a region of `blocks` blocks at `blocks_address`.
 
     With `check`, first makes sure that this architecture computes the same through paged attention as by itself, and
-    raises ModelError where it does not. `max_model_len` is the longest sequence that will be asked for.
+    raises ModelError where it does not. `max_model_len` is the longest sequence that will be asked for. With a `library`, a
+    model of the Llama family is taken over by native kernels: `model` has no weights afterwards.
     """
-    register_paged_attention()
-    model.eval()
-    if check:
-        self_check(model, layout, device=device, max_model_len=max_model_len)
-    model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
-    return TorchExecutor(model, KvCacheView.over_region(layout=layout, address=blocks_address, blocks=blocks, device=device))
+    forward = choose_forward(model, layout, device=device, check=check, max_model_len=max_model_len, library=library)
+    return TorchExecutor(forward, KvCacheView.over_region(layout=layout, address=blocks_address, blocks=blocks, device=device))
 
 
 class TorchExecutor:
-    """An Executor. The model must have been loaded with, or set to, PAGED_ATTENTION."""
+    """An Executor over any ModelForward."""
 
-    def __init__(self, model: torch.nn.Module, cache: KvCacheView) -> None:
-        self._model = model
+    def __init__(self, forward: ModelForward, cache: KvCacheView) -> None:
+        self._forward = forward
         self._cache = cache
-        self._sequences = SequenceTable(vocab_size=_vocab_size(model))
+        self._sequences = SequenceTable(vocab_size=forward.vocab_size)
 
     def prepare_thread(self, threads: int) -> None:
         torch.set_num_threads(threads)
+        self._forward.prepare_thread(threads)
 
     def execute(self, plan: StepPlan) -> StepResult:
         began = time.perf_counter()
@@ -113,7 +111,7 @@ class TorchExecutor:
             _batch_row(row, state, row.start, row.start + row.count, (row.count - 1,) if row.sample else ())
             for row, state in zip(rows, states, strict=True)
         ]
-        logits = forward(self._model, paged_batch(self._cache, inputs))
+        logits = self._forward.logits(self._cache, inputs)
         drawn = iter(draw(logits, [state for row, state in zip(rows, states, strict=True) if row.sample]))
         return [self._row_result(row, next(drawn) if row.sample else None) for row in rows]
 
@@ -121,7 +119,7 @@ class TorchExecutor:
         """The row in slices, each with the logits of all of its positions that predict a token of the prompt."""
         state = self._state(row)
         end, scored_end = row.start + row.count, row.start + scored_positions(row, state)
-        size = max(1, min(SLICE_POSITIONS, SLICE_LOGITS // _vocab_size(self._model)))
+        size = max(1, min(SLICE_POSITIONS, SLICE_LOGITS // self._forward.vocab_size))
         scores: list[PositionLogprobs] = []
         drawn: Drawn | None = None
         for first in range(row.start, end, size):
@@ -129,8 +127,7 @@ class TorchExecutor:
             samples = row.sample and last == end
             scored = max(0, min(last, scored_end) - first)
             wanted = [*range(scored), last - 1 - first] if samples else range(scored)
-            batch = paged_batch(self._cache, [_batch_row(row, state, first, last, wanted)])
-            logits = forward(self._model, batch)
+            logits = self._forward.logits(self._cache, [_batch_row(row, state, first, last, wanted)])
             if not bool(torch.isfinite(logits.sum())):
                 return self._failed(row, "the model's logits are not finite")
             scores += _scores(logits[:scored], state, first)
@@ -167,11 +164,3 @@ def _scores(logits: torch.Tensor, state: SequenceState, first: int) -> list[Posi
     alternatives = state.sampling.prompt_logprobs or 0
     following = state.tokens[first + 1 : first + 1 + len(logits)]
     return [position_logprobs(row, token, alternatives) for row, token in zip(logits, following, strict=True)]
-
-
-def _vocab_size(model: torch.nn.Module) -> int:
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    size = getattr(embeddings, "num_embeddings", None)
-    if not isinstance(size, int):
-        raise ModelError(f"{type(model).__name__} has no table of input embeddings")
-    return size

@@ -1,0 +1,57 @@
+"""Which forward a loaded model gets: the Llama family's on native kernels where there are any, else transformers' modules."""
+
+import logging
+
+import torch
+
+from common.engine.forward import ModelForward, TransformersForward
+from common.engine.native.library import NativeLibrary
+from common.engine.native.llama_model import LlamaModel, misfit
+from common.engine.native.native_forward import NativeForward
+from common.engine.paged_attention import PAGED_ATTENTION, register_paged_attention
+from common.engine.self_check import checked_takeover, self_check
+from common.values.kv_layout import KvLayout
+
+logger = logging.getLogger(__name__)
+
+
+def choose_forward(
+    model: torch.nn.Module,
+    layout: KvLayout,
+    *,
+    device: str,
+    check: bool,
+    max_model_len: int | None,
+    library: NativeLibrary | None,
+) -> ModelForward:
+    """With `check`, its logits are compared with those of the model's own attention first: ModelError where they differ.
+
+    A model of the Llama family is used up: its weights are in the kernels' own memory afterwards.
+    """
+    model.eval()
+    if library is not None:
+        reason = misfit(model) if model_dtype_fits(model, layout) else "the cache has another dtype"
+        if reason is None:
+            return _native(model, layout, library, check=check)
+        logger.info("the model runs in torch", extra={"reason": reason})
+    register_paged_attention()
+    if check:
+        self_check(model, layout, device=device, max_model_len=max_model_len)
+    model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
+    return TransformersForward(model)
+
+
+def model_dtype_fits(model: torch.nn.Module, layout: KvLayout) -> bool:
+    """The kernels keep keys and values in float32 or bfloat16, of the same kind as the weights."""
+    return layout.dtype in ("float32", "bfloat16") and str(next(model.parameters()).dtype) == f"torch.{layout.dtype}"
+
+
+def _native(model: torch.nn.Module, layout: KvLayout, library: NativeLibrary, *, check: bool) -> NativeForward:
+    def take_over() -> NativeForward:
+        return NativeForward(library, LlamaModel(library, model, consume=True))
+
+    if not check:
+        return take_over()
+    forward = checked_takeover(model, layout, take_over)
+    assert isinstance(forward, NativeForward)
+    return forward
