@@ -1,0 +1,88 @@
+"""The ways in which a model can be computed here, each loaded as a worker would load it: forward (torch, native) and weights.
+
+`bench-engine` times them, `eval-engine` compares what they say. Torch is loaded only when the first of them is.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from common.adapters.kv_region import AnonymousMemory, MappedKvRegion, create_region, region_size
+from common.engine.executor import Executor
+from common.engine.memory_plan import kv_layout
+from common.engine.model_files import ModelFolder
+from common.values.errors import ModelError
+from common.values.kv_layout import KvDtype, KvLayout
+
+Forward = Literal["torch", "native"]
+WEIGHT_BITS: dict[str, float] = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """`weights` is the dtype of the weights and of the KV cache."""
+
+    forward: Forward
+    weights: KvDtype
+
+    @property
+    def name(self) -> str:
+        return f"{self.forward} {self.weights}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedVariant:
+    """Belongs to the thread that loaded it. The region may be shared by variants of the same KV dtype, one at a time."""
+
+    variant: Variant
+    executor: Executor
+    pool: "KvPool"
+
+
+class KvPool:
+    """Blocks in private memory, filled with small random numbers, so that a decode finds a cache that no prefill has to make."""
+
+    def __init__(self, layout: KvLayout, blocks: int) -> None:
+        self.layout = layout
+        self._memory = AnonymousMemory(region_size(layout, blocks))
+        self.region: MappedKvRegion = create_region(self._memory, layout, blocks, bytes(16))
+        content = _random_block(layout)
+        for block in range(blocks):
+            self.region.block_view(block)[:] = content
+
+
+def kv_pool(folder: ModelFolder, weights: KvDtype, *, block_size: int, blocks: int) -> KvPool:
+    return KvPool(kv_layout(folder.config(), weights, block_size), blocks)
+
+
+def load_variant(folder: ModelFolder, variant: Variant, pool: KvPool, *, threads: int) -> LoadedVariant:
+    """Raises ModelError where this machine or this model has no such variant."""
+    from common.engine.load_model import load_model
+    from common.engine.native.library import load_library
+    from common.engine.native.llama_model import misfit
+    from common.engine.paged_attention import PAGED_ATTENTION, register_paged_attention
+    from common.engine.torch_step import build_torch_executor
+
+    library = load_library(os.environ) if variant.forward == "native" else None
+    if variant.forward == "native" and library is None:
+        raise ModelError("there are no native kernels here: no compiler, or a CPU without AVX2")
+    register_paged_attention()
+    model = load_model(folder, dtype=variant.weights, attn_implementation=PAGED_ATTENTION)
+    if variant.forward == "native" and (reason := misfit(model)) is not None:
+        raise ModelError(f"there is no native forward for {folder.name}: {reason}")
+    executor = build_torch_executor(model, pool.layout, pool.region.blocks_address, pool.region.blocks, "cpu", library=library)
+    executor.prepare_thread(threads)
+    return LoadedVariant(variant=variant, executor=executor, pool=pool)
+
+
+def _random_block(layout: KvLayout) -> bytes:
+    numbers = np.random.default_rng(3).standard_normal(layout.block_bytes // layout.item_bytes).astype(np.float32)
+    match layout.dtype:
+        case "float32":
+            return numbers.tobytes()
+        case "float16":
+            return numbers.astype(np.float16).tobytes()
+        case "bfloat16":
+            return (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()
