@@ -22,6 +22,8 @@ SUBCOMMANDS = {
     "settings": Subcommand("tools.settings", "list every setting: flag, environment variable, file key, default"),
     "message-reference": Subcommand("tools.message_reference", "print the page of all messages, made from the code"),
     "module-lists": Subcommand("tools.module_lists", "renew the lists of modules in the READMEs"),
+    "bench-engine": Subcommand("tools.bench_engine", "measure the engine against the limits of this machine"),
+    "eval-engine": Subcommand("tools.eval_engine", "compare every forward and dtype with float32 torch"),
     "bench-transfer": Subcommand("tools.bench_transfer", "measure the ways to move KV between two processes"),
 }
 

@@ -1,0 +1,123 @@
+"""Parts of `bench-engine` and `eval-engine` that are plain arithmetic on what was measured or answered."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from common.engine.model_config import ModelConfig
+from common.engine.step_limits import MachineLimits, decode_limit_s, prefill_limit_s
+from common.values.tokens import PositionLogprobs
+from tools.bench_engine_machine import Machine
+from tools.bench_engine_options import BenchOptions
+from tools.bench_engine_peers import Missing, find_llama, find_vllm
+from tools.bench_engine_report import make_report
+from tools.bench_engine_rounds import Draw, Samples, Way
+from tools.bench_engine_subject import Case, DecodeCase, PrefillCase, blocks_needed, first_length
+from tools.bench_engine_table import as_text
+from tools.eval_engine_compare import compare
+from tools.eval_engine_material import Material
+from tools.eval_engine_run import Answers, Continuation
+
+CONFIG = ModelConfig(
+    architecture="LlamaForCausalLM", model_type="llama", layers=2, hidden_size=64, intermediate_size=96, heads=4, kv_heads=2,
+    head_dim=16, vocab_size=300, max_positions=256,
+)  # fmt: skip
+MACHINE = Machine(cpu="a CPU", features=("avx2",), cores=(0,), load_average=0.0, busy_share=0.5)
+
+
+class OnlyNamed:
+    """A subject as the report sees it."""
+
+    def __init__(self, weights: str) -> None:
+        self.name, self.weights, self.kv_item_bytes = "engine", weights, 4
+        self.visits: int | None = None
+
+    def prefill_s(self, case: PrefillCase) -> list[float]:
+        return [1.0]
+
+    def decode_s(self, case: DecodeCase, *, steps: int) -> list[float]:
+        return [1.0] * steps
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8])
+def test_the_measured_steps_see_the_context_in_the_mean(steps: int) -> None:
+    first = first_length(DecodeCase(batch=1, context=256), steps=steps)
+    seen = [first + step for step in range(1, steps + 1)]
+    assert abs(sum(seen) / steps - 256) <= 0.5
+
+
+def test_the_pool_holds_the_largest_case() -> None:
+    cases: list[Case] = [PrefillCase(tokens=100), DecodeCase(batch=4, context=60)]
+    assert blocks_needed(cases, steps=5, block_size=16) == 4 * 4
+    assert blocks_needed(cases[:1], steps=5, block_size=16) == 7
+
+
+def test_shares_are_limits_over_medians_with_the_best_peak_of_the_weights() -> None:
+    samples = Samples(reads=[90.0, 100.0, 200.0], wall_s=2.0, cpu_s=1.0)
+    samples.rates = {
+        Way(name="a", dtype="float32"): [5.0],
+        Way(name="b", dtype="float32"): [8.0],
+        Way(name="b", dtype="bfloat16"): [6.0],
+    }
+    decode, prefill = DecodeCase(batch=2, context=10), PrefillCase(tokens=9)
+    samples.times = {(0, prefill): [1e6, 3e6, 2e6], (0, decode): [1e6], (1, prefill): [1e6]}
+    samples.draws = {Draw(rows=1, how="greedy"): [0.001, 0.003]}
+    missing = [Missing(name="vLLM", reason="not installed")]
+    report = make_report(
+        samples,
+        [OnlyNamed("float32"), OnlyNamed("bfloat16")],
+        CONFIG,
+        model="m",
+        machine=MACHINE,
+        clock="cpu",
+        rounds=3,
+        missing=missing,
+    )
+    limits = MachineLimits(read_bytes_per_s=100.0, flop_per_s=8.0)
+    figures = {(figure.weights, figure.kind): figure for figure in report.cases}
+    assert figures["float32", "prefill"].share == pytest.approx(prefill_limit_s(CONFIG, limits, tokens=9) / 2e6)
+    least_s = decode_limit_s(CONFIG, limits, [10, 10], bits_per_weight=32, kv_item_bytes=4)
+    assert figures["float32", "decode"].share == pytest.approx(least_s / 1e6)
+    assert figures["bfloat16", "prefill"].limit_s == figures["float32", "prefill"].limit_s, "widened to float32, which is quicker here"
+    text = as_text(report)
+    assert text.count("WARNING") == 2, "others used the core before, and while it measured"
+    assert "vLLM: not installed" in text
+    assert b'"share_of_limit"' in report.as_json()
+
+
+def test_wrong_flags_are_named() -> None:
+    cores = frozenset({0, 1})
+    assert BenchOptions().problem(cores) is None
+    assert "--cores" in str(BenchOptions(cores=(5,)).problem(cores))
+    assert "--weights" in str(BenchOptions(weights=("int3",)).problem(cores))
+    assert "--forwards" in str(BenchOptions(forwards=("magic",)).problem(cores))
+    assert "--batches" in str(BenchOptions(batches=(0,)).problem(cores))
+
+
+def test_absent_peers_are_said_to_be_absent(tmp_path: Path) -> None:
+    for found in (find_vllm(None), find_vllm(str(tmp_path / "python")), find_llama(str(tmp_path))):
+        assert isinstance(found, Missing)
+        assert "not installed" in found.reason
+
+
+def scored(token: int, logprob: float) -> PositionLogprobs:
+    return PositionLogprobs(logprob=logprob, rank=1, top=((token, logprob),))
+
+
+def test_agreement_counts_equal_tokens_before_the_first_difference_and_ties() -> None:
+    reference_tops = (((1, -0.1),), ((2, -0.5), (9, -0.5004)), ((3, -0.1), (8, -2.0)), ((4, -0.1),))
+    reference = Continuation(tokens=(1, 2, 3, 4), tops=reference_tops)
+    tie = Continuation(tokens=(1, 9, 3, 4), tops=())
+    worse = Continuation(tokens=(1, 2, 8, 4), tops=())
+    theirs = Answers(scores=(scored(5, -1.0), scored(6, -2.0)), continuations=(reference,) * 3)
+    mine = Answers(scores=(scored(5, -1.2), scored(7, -2.2)), continuations=(reference, tie, worse))
+    found = compare("mine", mine, theirs, Material(text=(1, 2, 3), prompts=((1,),) * 3))
+    assert (found.equal, found.ties, found.continuations, found.scored) == (1, 1, 3, 2)
+    assert found.equal_tokens_share == pytest.approx((1.0 + 0.25 + 0.5) / 3)
+    assert found.same_likeliest == 0.5
+    assert found.perplexity == pytest.approx(math.exp(1.7))
+    assert found.perplexity_ratio == pytest.approx(math.exp(0.2))
