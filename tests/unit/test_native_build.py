@@ -28,7 +28,7 @@ def test_the_best_variant_comes_first_and_needs_all_of_its_features() -> None:
     every = frozenset().union(*(variant.needs for variant in VARIANTS))
     assert [variant.name for variant in runnable_variants(every)] == ["avx512bf16", "avx512", "avx2"]
     assert [variant.name for variant in runnable_variants(every - {"avx512_bf16"})] == ["avx512", "avx2"]
-    assert [variant.name for variant in runnable_variants({"avx2", "fma", "avx512f"})] == ["avx2"]
+    assert [variant.name for variant in runnable_variants({"avx2", "fma", "f16c", "avx512f"})] == ["avx2"]
     assert runnable_variants({"avx2"}) == ()
 
 

@@ -7,7 +7,7 @@
 #pragma once
 #include <math.h>
 
-#include "gemm.h"
+#include "gemm_quantized.h"
 
 namespace segue {
 

@@ -18,7 +18,7 @@ class CpuVariant:
     zig_march: str
 
 
-_AVX2 = frozenset({"avx2", "fma"})
+_AVX2 = frozenset({"avx2", "fma", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _AVX512_FLAGS = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
 VARIANTS = (
@@ -29,7 +29,7 @@ VARIANTS = (
         zig_march="x86_64_v4+avx512bf16+avx512vnni",
     ),
     CpuVariant(name="avx512", needs=_AVX512, flags=_AVX512_FLAGS, zig_march="x86_64_v4"),
-    CpuVariant(name="avx2", needs=_AVX2, flags=("-mavx2", "-mfma"), zig_march="x86_64_v3"),
+    CpuVariant(name="avx2", needs=_AVX2, flags=("-mavx2", "-mfma", "-mf16c"), zig_march="x86_64_v3"),
 )
 """Best first."""
 

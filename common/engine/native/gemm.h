@@ -29,6 +29,7 @@ struct Packed {
   long outputs, inputs;
   int bf16;
   void* data;
+  int quantization = 0;  // see gemm_quantized.h
 
   long panels() const { return (outputs + LANES - 1) / LANES; }
   long panel_items() const { return inputs * LANES; }
@@ -180,7 +181,7 @@ inline void compute_group(Tile t, long rows, int panels) {
 // What one thread needs for itself.
 struct GemmScratch {
   Scratch<uint32_t> pairs;
-  Scratch<float> partial;
+  Scratch<float> partial, expanded;
 };
 
 inline void to_pairs(const float* x, long count, uint32_t* out) {  // an even count

@@ -66,6 +66,18 @@ Packed* segue_pack(const void* weights, long outputs, long inputs, int bf16) {
   return packed;
 }
 
+// weights as GGUF has them: row after row, blocks of `quantization`, `inputs` a multiple of 32. Null where there is no memory.
+Packed* segue_pack_blocks(const void* weights, long outputs, long inputs, int quantization) {
+  Packed* packed = new Packed{outputs, inputs, 0, nullptr, quantization};
+  packed->data = new_memory(size_t(packed->panels() * bytes_of_panel(*packed)) + WORDS_BYTES);
+  if (packed->data == nullptr) {
+    delete packed;
+    return nullptr;
+  }
+  pack_blocks(static_cast<const uint8_t*>(weights), *packed);
+  return packed;
+}
+
 void segue_packed_free(Packed* packed) {
   free(packed->data);
   delete packed;
@@ -73,7 +85,7 @@ void segue_packed_free(Packed* packed) {
 
 void segue_gemm(Engine* engine, const float* x, long x_stride, const Packed* w, float* y, long y_stride, long rows, const float* bias) {
   const Product product{x, x_stride, w, y, y_stride, rows, bias, nullptr, 0};
-  on_all(engine, [&](int member, Team& team, Member& mine) { multiply(product, member, team, mine.gemm); });
+  on_all(engine, [&](int member, Team& team, Member& mine) { multiply_any(product, member, team, mine.gemm); });
 }
 
 void segue_attention(Engine* engine, const Cache* cache, const Attention* attention, const Sequence* sequences, long count) {

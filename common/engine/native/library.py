@@ -6,7 +6,7 @@ ctypes lets other Python threads run during a call. Addresses are those of array
 import ctypes
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32, c_long, c_void_p
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from common.engine.native.build import BuildError, library_path
 from common.engine.native.cpu_variant import CpuVariant, cpu_features, runnable_variants
+from common.engine.quantized_matrix import QuantizedMatrix
 from common.values.errors import ModelError
 from common.values.kv_layout import KvLayout
 
@@ -94,6 +95,8 @@ class NativeLibrary:
         functions.segue_engine_free.argtypes = (c_void_p,)
         functions.segue_pack.argtypes = (c_void_p, c_long, c_long, c_int)
         functions.segue_pack.restype = c_void_p
+        functions.segue_pack_blocks.argtypes = (c_void_p, c_long, c_long, c_int)
+        functions.segue_pack_blocks.restype = c_void_p
         functions.segue_packed_free.argtypes = (c_void_p,)
         functions.segue_gemm.argtypes = (c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_long, c_long, c_void_p)
         functions.segue_attention.argtypes = (c_void_p, POINTER(CacheStruct), POINTER(AttentionStruct), c_void_p, c_long)
@@ -137,20 +140,30 @@ def load_variant(variant: CpuVariant, environment: Mapping[str, str]) -> NativeL
 class PackedMatrix:
     """Weights `[outputs, inputs]` in the kernels' own order and memory. The array given may go afterwards.
 
-    bf16 weights are given as uint16 bits; their `inputs` must be even.
+    bf16 weights are given as uint16 bits; their `inputs` must be even. Quantised ones keep their blocks: a product with them
+    has the bits of one with their expansion.
     """
 
-    def __init__(self, library: NativeLibrary, weights: NDArray[np.float32] | NDArray[np.uint16]) -> None:
-        rows = np.ascontiguousarray(weights)
-        self.outputs, self.inputs = (int(size) for size in rows.shape)
-        self.bf16 = rows.dtype == np.uint16
-        if rows.dtype not in (np.float32, np.uint16) or (self.bf16 and self.inputs % 2):
-            raise ModelError(f"weights of {rows.shape} in {rows.dtype} cannot be packed")
-        address = library.functions.segue_pack(rows.ctypes.data, self.outputs, self.inputs, int(self.bf16))
+    def __init__(self, library: NativeLibrary, weights: NDArray[np.float32] | NDArray[np.uint16] | QuantizedMatrix) -> None:
+        self.outputs, self.inputs = (int(size) for size in weights.shape)
+        address = self._blocks(library, weights) if isinstance(weights, QuantizedMatrix) else self._rows(library, weights)
         if not address:
             raise ModelError(f"there is no memory for weights of {self.outputs} x {self.inputs}")
         self.address: int = address
         weakref.finalize(self, library.functions.segue_packed_free, address)
+
+    def _blocks(self, library: NativeLibrary, weights: QuantizedMatrix) -> int | None:
+        blocks = np.ascontiguousarray(weights.blocks)
+        pack: Callable[[int, int, int, int], int | None] = library.functions.segue_pack_blocks
+        return pack(blocks.ctypes.data, self.outputs, self.inputs, int(weights.kind))
+
+    def _rows(self, library: NativeLibrary, weights: NDArray[np.float32] | NDArray[np.uint16]) -> int | None:
+        rows = np.ascontiguousarray(weights)
+        bf16 = rows.dtype == np.uint16
+        if rows.dtype not in (np.float32, np.uint16) or (bf16 and self.inputs % 2):
+            raise ModelError(f"weights of {rows.shape} in {rows.dtype} cannot be packed")
+        pack: Callable[[int, int, int, int], int | None] = library.functions.segue_pack
+        return pack(rows.ctypes.data, self.outputs, self.inputs, int(bf16))
 
 
 class NativeEngine:

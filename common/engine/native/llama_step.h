@@ -85,7 +85,9 @@ class Step {
     for (long t = first; t < last; t++) {
       const long panel = b_.ids[t] / LANES, lane = b_.ids[t] % LANES;
       float* out = hidden_ + t * hs_;
-      if (e.bf16) {
+      if (e.quantization) {
+        expand_row(e, b_.ids[t], out);
+      } else if (e.bf16) {
         const uint16_t* p = (const uint16_t*)e.data + panel * e.panel_items() + lane * 2;
         for (long k = 0; k < m_.hidden; k++) out[k] = from_bf16(p[k / 2 * 2 * LANES + k % 2]);
       } else {
@@ -102,14 +104,14 @@ class Step {
     if (index > 0) team.barrier();
     for (long t = first; t < last; t++) normalise(hidden_ + t * hs_, layer.input_norm, normed_ + t * hs_, m_.hidden, m_.epsilon);
     team.barrier();
-    multiply({normed_, hs_, layer.qkv, qkv_, qs_, b_.tokens, layer.qkv_bias, nullptr, 0}, member, team, mine.gemm);
+    multiply_any({normed_, hs_, layer.qkv, qkv_, qs_, b_.tokens, layer.qkv_bias, nullptr, 0}, member, team, mine.gemm);
     team.barrier();
     for (long t = first; t < last; t++) place(layer, index, t);
     team.barrier();
     const Attention a{qkv_, qs_, attended_, as_, m_.heads, m_.kv_heads, m_.head_dim, index, m_.scale, 0.0f, layer.window, nullptr};
     attend(cache_, a, b_.sequence, b_.sequences, member, team, mine.attention);
     team.barrier();
-    multiply({attended_, as_, layer.output, hidden_, hs_, b_.tokens, layer.output_bias, hidden_, hs_}, member, team, mine.gemm);
+    multiply_any({attended_, as_, layer.output, hidden_, hs_, b_.tokens, layer.output_bias, hidden_, hs_}, member, team, mine.gemm);
     team.barrier();
   }
 
@@ -139,12 +141,12 @@ class Step {
       for (long t = first; t < last; t++)
         normalise(hidden_ + (row + t) * hs_, layer.middle_norm, normed_ + (row + t) * hs_, m_.hidden, m_.epsilon);
       team.barrier();
-      multiply({normed_ + row * hs_, hs_, layer.gate_up, wide_, ws_, rows, layer.gate_up_bias, nullptr, 0}, member, team, mine.gemm);
+      multiply_any({normed_ + row * hs_, hs_, layer.gate_up, wide_, ws_, rows, layer.gate_up_bias, nullptr, 0}, member, team, mine.gemm);
       team.barrier();
       for (long t = first; t < last; t++) gate(wide_ + t * ws_, gated_ + t * gs_, m_.intermediate);
       team.barrier();
       float* h = hidden_ + row * hs_;
-      multiply({gated_, gs_, layer.down, h, hs_, rows, layer.down_bias, h, hs_}, member, team, mine.gemm);
+      multiply_any({gated_, gs_, layer.down, h, hs_, rows, layer.down_bias, h, hs_}, member, team, mine.gemm);
     }
   }
 
@@ -154,7 +156,7 @@ class Step {
     team.share(b_.kept, 1, member, first, last);
     for (long i = first; i < last; i++) normalise(hidden_ + b_.keep[i] * hs_, m_.final_norm, normed_ + i * hs_, m_.hidden, m_.epsilon);
     team.barrier();
-    if (b_.kept > 0) multiply({normed_, hs_, m_.head, b_.logits, m_.head->outputs, b_.kept, nullptr, nullptr, 0}, member, team, mine.gemm);
+    if (b_.kept > 0) multiply_any({normed_, hs_, m_.head, b_.logits, m_.head->outputs, b_.kept, nullptr, nullptr, 0}, member, team, mine.gemm);
   }
 
   const Model& m_;
