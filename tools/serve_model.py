@@ -53,6 +53,7 @@ def _plan(folder: object, settings: WorkerSettings, workers: int) -> tuple[Worke
     from common.engine.host_memory import available_memory_bytes, shared_memory_bytes
     from common.engine.memory_plan import MemoryRequest, kv_layout, plan_memory, weight_demand
     from common.engine.model_files import ModelFolder
+    from common.engine.native.kernel_choice import copies_weights
 
     assert isinstance(folder, ModelFolder)
     config = folder.config()
@@ -64,7 +65,7 @@ def _plan(folder: object, settings: WorkerSettings, workers: int) -> tuple[Worke
     plan = plan_memory(
         config,
         kv_layout(config, dtype, settings.block_size),
-        weight_demand(config, folder.tensor_headers(), dtype, mapped=True),
+        weight_demand(config, folder.tensor_headers(), dtype, mapped=not copies_weights(settings.kernel_choice, settings.device)),
         MemoryRequest(
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,

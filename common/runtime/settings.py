@@ -87,6 +87,9 @@ class WorkerSettings:
     kv_tiers: tuple[str, ...] = setting(texts("shm", "ucx", "tcp"), ("shm", "ucx", "tcp"), "ways to move KV, best first")
     device: str = setting(TEXT, "cpu", "where the model computes: cpu or cuda:N")
     engine: str = setting(one_of("torch", "synthetic"), "torch", "`synthetic` makes tokens by arithmetic, in the times given below")
+    kernels: str = setting(
+        one_of("auto", "native", "torch"), "auto", "what computes on a CPU: own kernels where they can be built, or torch alone"
+    )
     synthetic_step_s: float = setting(number_of_seconds(above_zero=False), 0.005, "synthetic engine: time of a step")
     synthetic_prefill_token_s: float = setting(number_of_seconds(above_zero=False), 0.0002, "synthetic engine: added per prompt token")
     synthetic_decode_row_s: float = setting(
@@ -110,6 +113,10 @@ class WorkerSettings:
     @property
     def engine_kind(self) -> Literal["torch", "synthetic"]:
         return cast("Literal['torch', 'synthetic']", self.engine)
+
+    @property
+    def kernel_choice(self) -> Literal["auto", "native", "torch"]:
+        return cast("Literal['auto', 'native', 'torch']", self.kernels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ from common.engine.model_cache import default_cache_dir
 from common.engine.model_card import model_card
 from common.engine.model_files import ModelFolder
 from common.engine.model_source import ModelSpec, resolve_model
+from common.engine.native.kernel_choice import choose_library, copies_weights
+from common.engine.native.library import NativeLibrary
 from common.engine.step_thread import StepThread
 from common.engine.synthetic import StepTimes, SyntheticExecutor
 from common.ports.kv_transport import KvRegion
@@ -38,10 +40,12 @@ class WorkerModel:
     layout: KvLayout
     blocks: int
     max_num_seqs: int
+    library: NativeLibrary | None
 
     @property
     def fingerprint(self) -> Fingerprint:
-        return Fingerprint(weights=self.card.model.revision, dtype=self.dtype, layout=self.layout)
+        kernels = "torch" if self.library is None else self.library.kernels
+        return Fingerprint(weights=self.card.model.revision, dtype=self.dtype, layout=self.layout, kernels=kernels)
 
 
 def prepare_model(settings: WorkerSettings, progress: Progress) -> WorkerModel:
@@ -63,8 +67,19 @@ def prepare_model(settings: WorkerSettings, progress: Progress) -> WorkerModel:
         dtype=dtype,
         created=int(time.time()),
     )
-    layout = kv_layout(folder.config(), dtype, settings.block_size)
-    return WorkerModel(folder=folder, card=card, dtype=dtype, layout=layout, blocks=plan.blocks, max_num_seqs=plan.max_num_seqs)
+    library = None
+    if settings.engine_kind == "torch" and settings.kernel_choice != "torch":
+        progress("preparing kernels (built once on this host)", None)
+        library = choose_library(settings.kernel_choice, settings.device, environ)
+    return WorkerModel(
+        folder=folder,
+        card=card,
+        dtype=dtype,
+        layout=kv_layout(folder.config(), dtype, settings.block_size),
+        blocks=plan.blocks,
+        max_num_seqs=plan.max_num_seqs,
+        library=library,
+    )
 
 
 def plan_worker_memory(settings: WorkerSettings, folder: ModelFolder, dtype: KvDtype, *, workers: int) -> MemoryPlan:
@@ -79,12 +94,17 @@ def plan_worker_memory(settings: WorkerSettings, folder: ModelFolder, dtype: KvD
     return plan_memory(
         config,
         kv_layout(config, dtype, settings.block_size),
-        weight_demand(config, folder.tensor_headers(), dtype, mapped=settings.device == "cpu"),
+        weight_demand(config, folder.tensor_headers(), dtype, mapped=weights_stay_mapped(settings)),
         request,
         available_bytes=available_memory_bytes(),
         workers=workers,
         shared_memory_bytes=shared_memory_bytes() if "shm" in settings.kv_tiers else None,
     )
+
+
+def weights_stay_mapped(settings: WorkerSettings) -> bool:
+    """Whether the workers of a host share the pages of the weights' file."""
+    return settings.device == "cpu" and not copies_weights(settings.kernel_choice, settings.device)
 
 
 def choose_worker_dtype(settings: WorkerSettings) -> KvDtype:
@@ -127,6 +147,7 @@ def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRe
         settings.device,
         check=not stamp.exists(),
         max_model_len=model.card.max_model_len,
+        library=model.library,
     )
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.touch()
