@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
-from common.engine.safetensors_file import TensorToWrite, write_float32_file
+from common.engine.safetensors_file import TensorToWrite, write_tensor_file
 
 Array = npt.NDArray[np.float32]
 LLAMA_CONFIG = {
@@ -43,7 +43,7 @@ def write_folder(path: Path, config: dict[str, object] | None = None, *, tensors
     (path / "config.json").write_text(json.dumps(config or LLAMA_CONFIG), encoding="utf-8")
     (path / "tokenizer.json").write_text(byte_tokenizer(300).to_str(), encoding="utf-8")
     arrays = tensors or {"model.norm.weight": np.ones(64, dtype=np.float32)}
-    write_float32_file(path / "model.safetensors", [_to_write(name, array) for name, array in arrays.items()], lambda part: None)
+    write_tensor_file(path / "model.safetensors", [_to_write(name, array) for name, array in arrays.items()], lambda part: None)
     return path
 
 

@@ -1,5 +1,7 @@
 """Converts a GGUF file once into a folder that transformers reads: dequantised to float32, tensor by tensor.
 
+Beside it lie the blocks of the tensors that our own kernels can use as they are; they mean the same numbers.
+
 The folder's name carries the digest of the file and the version of this converter: another file, or a better converter, gives another
 folder; the same file elsewhere finds the same one.
 """
@@ -10,14 +12,15 @@ from pathlib import Path
 
 from common.engine.gguf_config import refuse_unsupported, transformers_config
 from common.engine.gguf_reader import GgufFile
-from common.engine.gguf_tensors import parameter_bytes, tensors_to_write
+from common.engine.gguf_tensors import parameter_bytes, quantized_to_write, tensors_to_write
 from common.engine.model_cache import Progress, file_digest, host_lock, make_folder, publish_folder, require_room
 from common.engine.model_files import WEIGHTS_FILE, open_folder
-from common.engine.safetensors_file import write_float32_file
+from common.engine.quantized_file import QUANTIZED_FILE, quantized_matrices, write_quantized_file
+from common.engine.safetensors_file import write_tensor_file
 from common.engine.tokenizer_from_gguf import Vocabulary, read_vocabulary, tokenizer_from_gguf
 from common.values.errors import ModelError
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 _END_TOKENS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 _NAMED_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
@@ -39,7 +42,7 @@ def _is_whole(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     try:
-        open_folder(folder, name=folder.name, dummy=False)
+        quantized_matrices(open_folder(folder, name=folder.name, dummy=False).path)
     except ModelError:
         return False
     return True
@@ -62,14 +65,15 @@ def _convert(source: Path, folder: Path, on_progress: Progress) -> None:
     on_progress(f"reading {source.name}", 0.0)
     file = GgufFile(source)
     refuse_unsupported(file)
-    tensors = tensors_to_write(file)
-    require_room(folder, parameter_bytes(file))
+    tensors, (quantized, kinds) = tensors_to_write(file), quantized_to_write(file)
+    require_room(folder, parameter_bytes(file) + sum(tensor.stored_bytes for tensor in quantized))
     vocabulary = read_vocabulary(file)
     _write_json(folder / "config.json", transformers_config(file))
     _write_json(folder / "generation_config.json", _generation_config(file))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(file, vocabulary))
     tokenizer_from_gguf(file).save(str(folder / "tokenizer.json"))
-    write_float32_file(folder / WEIGHTS_FILE, tensors, lambda part: on_progress(f"converting {source.name}", part))
+    write_tensor_file(folder / WEIGHTS_FILE, tensors, lambda part: on_progress(f"converting {source.name}", part))
+    write_quantized_file(folder / QUANTIZED_FILE, quantized, kinds)
 
 
 def _write_json(path: Path, content: object) -> None:

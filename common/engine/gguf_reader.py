@@ -99,13 +99,18 @@ class GgufFile:
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """The tensor, dequantised."""
         tensor = self.tensors[name]
-        raw = self._bytes[tensor.offset : tensor.offset + tensor.stored_bytes]
         kind = GGMLQuantizationType(tensor.quantization)
         try:
-            values = dequantize(np.asarray(raw).reshape(-1, _row_bytes(tensor)), kind)
+            values = dequantize(self.stored(name), kind)
         except NotImplementedError as error:
             raise ModelError(f"{self.path}: {name} is quantised as {kind.name}, which the gguf package cannot read") from error
         return np.asarray(values, dtype=np.float32).reshape(tensor.shape)
+
+    def stored(self, name: str) -> npt.NDArray[np.uint8]:
+        """The tensor's rows as they are in the file, quantised ones as rows of blocks."""
+        tensor = self.tensors[name]
+        raw = self._bytes[tensor.offset : tensor.offset + tensor.stored_bytes]
+        return np.asarray(raw).reshape(-1, _row_bytes(tensor))
 
     def _wrong(self, key: str, takes: str) -> ModelError:
         state = "is not" if key in self._values else "is missing; it should be"

@@ -7,13 +7,17 @@ add 1 to Gemma's norm weights. Undoing this is exact: no number changes but thos
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from common.engine.gguf_reader import GgufFile
+from common.engine.quantized_matrix import BlockKind
 from common.engine.safetensors_file import TensorToWrite
 from common.values.errors import ModelError
+
+Number = TypeVar("Number", np.float32, np.uint8)
 
 _BASE = {
     "attn_q": "self_attn.q_proj",
@@ -68,17 +72,37 @@ def tensors_to_write(file: GgufFile) -> list[TensorToWrite]:
     """
     architecture = file.text("general.architecture")
     rules = _RULES[architecture]
-    names = _expected_names(file, rules, layers=file.integer(f"{architecture}.block_count"))
+    names = _names_of(file)
     unknown = [name for name in file.tensors if name not in names and name not in _COMPUTED]
     if unknown:
         raise ModelError(f"{file.path}: {architecture} has no tensor {unknown[0]} ({len(unknown)} such): use the model's safetensors")
-    heads = file.integer(f"{architecture}.attention.head_count")
-    kv_heads = file.integer(f"{architecture}.attention.head_count_kv", heads)
     return [
-        TensorToWrite(name=names[name], shape=file.tensors[name].shape, make=partial(_restored, file, name, rules, heads, kv_heads))
+        TensorToWrite(name=names[name], shape=file.tensors[name].shape, make=partial(_restored, file, name, rules))
         for name in file.tensors
         if name in names
     ]
+
+
+def quantized_to_write(file: GgufFile) -> tuple[list[TensorToWrite], dict[str, BlockKind]]:
+    """The matrices that the kernels can multiply with as they are stored, rows of blocks in the order of `tensors_to_write`, and
+    the kind of each."""
+    rules, names = _RULES[file.text("general.architecture")], _names_of(file)
+    kinds = {int(kind) for kind in BlockKind}
+    chosen = {
+        name: tensor
+        for name, tensor in file.tensors.items()
+        if name in names and tensor.quantization in kinds and len(tensor.shape) == 2
+    }
+    tensors = [
+        TensorToWrite(
+            name=names[name],
+            shape=(tensor.shape[0], BlockKind(tensor.quantization).row_bytes(tensor.shape[1])),
+            make=partial(_blocks, file, name, rules),
+            dtype="U8",
+        )
+        for name, tensor in chosen.items()
+    ]
+    return tensors, {names[name]: BlockKind(tensor.quantization) for name, tensor in chosen.items()}
 
 
 def unwritten_tie(file: GgufFile) -> bool:
@@ -88,6 +112,11 @@ def unwritten_tie(file: GgufFile) -> bool:
 
 def parameter_bytes(file: GgufFile) -> int:
     return 4 * sum(prod(tensor.shape) for tensor in file.tensors.values())
+
+
+def _names_of(file: GgufFile) -> dict[str, str]:
+    architecture = file.text("general.architecture")
+    return _expected_names(file, _RULES[architecture], layers=file.integer(f"{architecture}.block_count"))
 
 
 def _expected_names(file: GgufFile, rules: TensorRules, *, layers: int) -> dict[str, str]:
@@ -102,18 +131,36 @@ def _expected_names(file: GgufFile, rules: TensorRules, *, layers: int) -> dict[
     return {name: target for name, target in names.items() if name in file.tensors}
 
 
-def _restored(file: GgufFile, name: str, rules: TensorRules, heads: int, kv_heads: int) -> npt.NDArray[np.float32]:
+def _restored(file: GgufFile, name: str, rules: TensorRules) -> npt.NDArray[np.float32]:
     """Read one tensor and undo what the GGUF writer did to it."""
     values = file.read(name)
-    part = name.rsplit(".", 2)[-2]
-    if rules.permuted and part in ("attn_q", "attn_k"):
-        return unpermute_rows(values, heads if part == "attn_q" else kv_heads)
-    if rules.norm_offset and part.endswith("_norm"):
+    if (heads := _permuted_heads(file, name, rules)) is not None:
+        return unpermute_rows(values, heads)
+    if rules.norm_offset and _part(name).endswith("_norm"):
         return values - np.float32(rules.norm_offset)
     return values
 
 
-def unpermute_rows(values: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+def _blocks(file: GgufFile, name: str, rules: TensorRules) -> npt.NDArray[np.uint8]:
+    """A matrix's rows of blocks in transformers' order: blocks lie along a row, so a row moves as a whole."""
+    rows, heads = file.stored(name), _permuted_heads(file, name, rules)
+    return rows if heads is None else unpermute_rows(rows, heads)
+
+
+def _part(name: str) -> str:
+    return name.rsplit(".", 2)[-2]
+
+
+def _permuted_heads(file: GgufFile, name: str, rules: TensorRules) -> int | None:
+    """How many heads' rows of this tensor the writer has reordered."""
+    part, architecture = _part(name), file.text("general.architecture")
+    if not rules.permuted or part not in ("attn_q", "attn_k"):
+        return None
+    heads = file.integer(f"{architecture}.attention.head_count")
+    return heads if part == "attn_q" else file.integer(f"{architecture}.attention.head_count_kv", heads)
+
+
+def unpermute_rows(values: npt.NDArray[Number], heads: int) -> npt.NDArray[Number]:
     """From rotary pairs next to each other (GGUF) to rotary halves (transformers), head by head.
 
     Takes the weight `[heads * head_dim, inputs]` or the bias `[heads * head_dim]` of a projection.

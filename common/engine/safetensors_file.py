@@ -7,10 +7,11 @@ small as its largest tensor.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ ITEM_BYTES: dict[str, int] = {
 }  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
+_NUMPY_TYPES = {"F32": "<f4", "U8": "u1"}
 _ALIGNMENT = 64
 """Where our files' first tensor starts, so that mapped weights lie as vector loads like them."""
 
@@ -85,37 +87,44 @@ def _parse_header(path: Path, text: bytes) -> tuple[list[TensorHeader], int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorToWrite:
-    """A float32 tensor of a known shape; `make` computes it only when its turn has come."""
+    """A tensor of a known shape; `make` computes it only when its turn has come."""
 
     name: str
     shape: tuple[int, ...]
-    make: Callable[[], npt.NDArray[np.float32]]
+    make: Callable[[], npt.NDArray[np.float32] | npt.NDArray[np.uint8]]
+    dtype: Literal["F32", "U8"] = "F32"
+
+    @property
+    def stored_bytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def write_float32_file(path: Path, tensors: Sequence[TensorToWrite], on_progress: Callable[[float], None]) -> None:
+def write_tensor_file(
+    path: Path, tensors: Sequence[TensorToWrite], on_progress: Callable[[float], None], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write all tensors in the given order; one of them at a time is in memory. Durable when it returns."""
-    header = json.dumps(_file_header(tensors), separators=(",", ":")).encode()
+    header = json.dumps(_file_header(tensors, metadata or {}), separators=(",", ":")).encode()
     header += b" " * (-(_LENGTH_BYTES + len(header)) % _ALIGNMENT)
-    total = sum(prod(tensor.shape) for tensor in tensors)
+    total = sum(tensor.stored_bytes for tensor in tensors)
     written = 0
     with open(path, "wb") as handle:
         handle.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
         for tensor in tensors:
-            array = np.ascontiguousarray(tensor.make(), dtype="<f4")
+            array = np.ascontiguousarray(tensor.make(), dtype=_NUMPY_TYPES[tensor.dtype])
             if array.shape != tensor.shape:
                 raise ModelError(f"tensor {tensor.name} has the shape {array.shape}, expected {tensor.shape}")
             handle.write(array.data)
-            written += array.size
+            written += array.nbytes
             on_progress(written / total)
         handle.flush()
         os.fsync(handle.fileno())
 
 
-def _file_header(tensors: Iterable[TensorToWrite]) -> dict[str, object]:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _file_header(tensors: Iterable[TensorToWrite], metadata: Mapping[str, str]) -> dict[str, object]:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for tensor in tensors:
-        end = offset + prod(tensor.shape) * ITEM_BYTES["F32"]
-        entries[tensor.name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        end = offset + tensor.stored_bytes
+        entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     return entries
