@@ -29,6 +29,9 @@ from tools.engine_variants import Forward, Variant, kv_pool, load_variant
 
 _BLOCK_SIZE = 16
 _SLACK_TOKENS = 128
+_PEER_TOKENS = 2048
+_PEER_SEQUENCES = 32
+"""What vLLM is at least prepared for: the same in most runs, so that it finds what it has compiled before."""
 Progress = Callable[[str], None]
 
 
@@ -96,13 +99,14 @@ def _vllm(options: BenchOptions, folder: ModelFolder, owned: ExitStack, on_progr
     python = find_vllm(options.vllm_python)
     if isinstance(python, Missing):
         return [], [python]
+    longest = max((*options.prefill, *options.contexts))
     log = Path(owned.enter_context(tempfile.TemporaryDirectory(prefix="segue-bench-"))) / "vllm.log"
     vllm = VllmOptions(
         python=python,
         cores=options.cores,
         clock=options.clock,
-        max_model_len=max((*options.prefill, *options.contexts)) + options.steps + _SLACK_TOKENS,
-        max_num_seqs=max(options.batches),
+        max_model_len=min(folder.config().max_positions, max(_PEER_TOKENS, longest + options.steps + _SLACK_TOKENS)),
+        max_num_seqs=max(_PEER_SEQUENCES, *options.batches),
         log=log,
     )
     subjects: list[Subject] = []
