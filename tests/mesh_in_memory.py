@@ -24,7 +24,8 @@ from common.policy.block_pool import BlockPool
 from common.ports.generation import GenerationRequest, TokenEvent
 from common.protocol.subjects import Names
 from common.runtime.incarnation import make_incarnation
-from common.runtime.worker_service import WorkerIdentity, WorkerService, WorkerWorld
+from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
+from common.runtime.worker_service import WorkerService
 from common.values.ids import GatewayId, ModelKey, RequestId, ReservationId, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.model_card import ModelCard

@@ -33,7 +33,8 @@ from common.runtime.settings_parse import parse_worker_settings
 from common.runtime.status_server import StatusServer
 from common.runtime.worker_engine import WorkerModel, prepare_model, start_step_engine, warm_up
 from common.runtime.worker_metrics import PullObserver, show_worker_metrics
-from common.runtime.worker_service import WorkerIdentity, WorkerService, WorkerWorld
+from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
+from common.runtime.worker_service import WorkerService
 from common.values.errors import SegueError, SettingsError
 from common.values.ids import ReservationId, WorkerId
 from common.values.transfer import Tier

@@ -11,9 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-
-import msgspec
 
 from common.mesh.worker import WorkerCore
 from common.mesh.worker_effects import (
@@ -26,39 +23,28 @@ from common.mesh.worker_effects import (
     SendTokens,
     WorkerEffect,
 )
-from common.ports.broker import Broker, Message
-from common.ports.kv_transport import KvRegion, KvTransport
-from common.ports.peers import PeerNetwork
-from common.ports.state_store import StateStore
-from common.ports.step_engine import StepEngine, Ticket
+from common.ports.broker import Message
+from common.ports.step_engine import Ticket
 from common.protocol.messages import (
-    Cancel,
     ControlMessage,
-    Dispatch,
-    DispatchReply,
     FrameEntry,
     Hello,
     ReadyBlock,
-    ReplayEntry,
-    ReplayReply,
     Snapshot,
     TokenFrame,
-    decode_inbox,
-    decode_replay_request,
     decode_snapshot,
     encode,
 )
-from common.protocol.request_record import PROMPT_FIELD
 from common.protocol.subjects import Names
 from common.runtime.model_cards import CARD_RENEWAL_S, publish_card
 from common.runtime.peer_links import PeerLinks
 from common.runtime.step_meter import StepMeter
+from common.runtime.worker_inbox import WorkerInbox
+from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
 from common.values.errors import BrokerUnavailable, PayloadTooLarge, PeerError, StoreUnavailable
-from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, WorkerId
-from common.values.kv_layout import Fingerprint
-from common.values.model_card import ModelCard
+from common.values.ids import GatewayId, WorkerId
 from common.values.step import StepPlan
-from common.values.worker import Role, WorkerSnapshot, WorkerState
+from common.values.worker import WorkerSnapshot, WorkerState
 
 TICK_S = 1.0
 SNAPSHOT_LEAST_S = 0.02
@@ -67,36 +53,6 @@ PEERS_SETTLE_S = 0.6
 PEERS_TIMEOUT_S = 15.0
 RECORD_ATTEMPTS = 3
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerIdentity:
-    """What does not change while the process lives."""
-
-    worker: WorkerId
-    incarnation: Incarnation
-    role: Role
-    card: ModelCard
-    fingerprint: Fingerprint
-    max_num_seqs: int
-    drain_s: float
-    strict_kernels: bool = False
-
-    @property
-    def model(self) -> ModelKey:
-        return self.card.model
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerWorld:
-    """The ports that a worker stands on."""
-
-    broker: Broker
-    store: StateStore
-    network: PeerNetwork
-    transport: KvTransport
-    region: KvRegion
-    step_engine: StepEngine
 
 
 class WorkerService:
@@ -142,10 +98,11 @@ class WorkerService:
                 self._tasks = tasks
                 self._links = self._make_links(tasks)
                 self._address = await self._links.listen()
+                inbox = WorkerInbox(self._identity, self._world, self._core, self._names, tasks, self._after_event)
                 subscriptions = [
                     await self._world.broker.subscribe(self._names.all_snapshots, self._on_snapshot),
-                    await self._world.broker.subscribe(self._names.worker_inbox(self._identity.worker), self._on_inbox),
-                    await self._world.broker.subscribe(self._names.worker_replay(self._identity.worker), self._on_replay),
+                    await self._world.broker.subscribe(self._names.worker_inbox(self._identity.worker), inbox.on_inbox),
+                    await self._world.broker.subscribe(self._names.worker_replay(self._identity.worker), inbox.on_replay),
                 ]
                 await publish_card(self._world.store, self._names, self._identity.card)
                 loops = [
@@ -167,71 +124,7 @@ class WorkerService:
         finally:
             self._seal_thread.shutdown(wait=True)
 
-    # ------------------------------------------------------------------ events from the broker
-
-    def _on_inbox(self, message: Message) -> None:
-        try:
-            inbox = decode_inbox(message.payload)
-        except PeerError as error:
-            logger.warning("malformed_inbox", extra={"fields": {"reason": str(error)}})
-            return
-        match inbox:
-            case Dispatch(prompt=None):
-                self._tasks.create_task(self._dispatch_from_record(inbox, message), name="read record")
-            case Dispatch():
-                self._answer_dispatch(inbox, message)
-            case Cancel():
-                self._core.on_cancel(inbox, self._now())
-                self._after_event()
-
-    def _answer_dispatch(self, dispatch: Dispatch, message: Message) -> None:
-        try:
-            reply = self._core.on_dispatch(dispatch, self._now())
-        except PeerError as error:
-            reply = _refusal(dispatch, "invalid_request", str(error))
-        self._respond(message, reply)
-        self._after_event()
-
-    async def _dispatch_from_record(self, dispatch: Dispatch, message: Message) -> None:
-        """A prompt that would pass the broker's limit lies in the request record."""
-        key = self._names.request_key(RequestId(dispatch.request_id))
-        try:
-            record = await self._world.store.read(key)
-        except StoreUnavailable as error:
-            self._respond(message, _refusal(dispatch, "unavailable", str(error)))
-            return
-        if record is None or PROMPT_FIELD not in record:
-            self._respond(message, _refusal(dispatch, "invalid_request", "the request's record is gone"))
-            return
-        self._answer_dispatch(msgspec.structs.replace(dispatch, prompt=record[PROMPT_FIELD]), message)
-
-    def _respond(self, message: Message, reply: DispatchReply) -> None:
-        try:
-            message.respond(encode(reply))
-        except BrokerUnavailable as error:
-            logger.warning("answer_lost", extra={"fields": {"reason": str(error)}})
-
-    def _on_replay(self, message: Message) -> None:
-        try:
-            request = decode_replay_request(message.payload)
-        except PeerError as error:
-            logger.warning("malformed_replay", extra={"fields": {"reason": str(error)}})
-            return
-        entries = self._core.on_replay(request.items)
-        try:
-            message.respond(self._fitting_reply(entries))
-        except (BrokerUnavailable, PayloadTooLarge) as error:
-            logger.warning("answer_lost", extra={"fields": {"reason": str(error)}})
-
-    def _fitting_reply(self, entries: list[ReplayEntry]) -> bytes:
-        """What is cut off is asked for again."""
-        more = False
-        while True:
-            identity = self._identity
-            payload = encode(ReplayReply(worker=identity.worker, incarnation=identity.incarnation, entries=entries, more=more))
-            if len(payload) <= self._world.broker.max_payload_bytes or len(entries) <= 1:
-                return payload
-            entries, more = entries[: len(entries) // 2], True
+    # ------------------------------------------------------------------ events from outside
 
     def _on_snapshot(self, message: Message) -> None:
         try:
@@ -245,8 +138,6 @@ class WorkerService:
                 logger.error("id_taken_twice", extra={"fields": {"worker": snapshot.worker}})
         elif snapshot.model == self._identity.model:
             self._links.announced(snapshot, gone=heard.gone)
-
-    # ------------------------------------------------------------------ events from peers
 
     def _on_joined(self, peer: WorkerId) -> None:
         self._core.on_peer_joined(peer)
@@ -451,7 +342,3 @@ class WorkerService:
 
     def _now(self) -> float:
         return time.monotonic()
-
-
-def _refusal(dispatch: Dispatch, code: str, message: str) -> DispatchReply:
-    return DispatchReply(request_id=dispatch.request_id, attempt=dispatch.attempt, verdict="refused", code=code, message=message)

@@ -1,0 +1,119 @@
+"""What gateways ask of a worker over the broker: dispatches, cancels, replays; and the answers."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from common.mesh.worker import WorkerCore
+from common.ports.broker import Message
+from common.protocol.messages import (
+    Cancel,
+    Dispatch,
+    DispatchReply,
+    ReplayEntry,
+    ReplayReply,
+    decode_inbox,
+    decode_replay_request,
+    encode,
+)
+from common.protocol.request_record import PROMPT_FIELD
+from common.protocol.subjects import Names
+from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
+from common.values.errors import BrokerUnavailable, PayloadTooLarge, PeerError, StoreUnavailable
+from common.values.ids import RequestId
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerInbox:
+    """Brings messages to the core and its answers back; `after_event` performs what the core decided."""
+
+    def __init__(
+        self,
+        identity: WorkerIdentity,
+        world: WorkerWorld,
+        core: WorkerCore,
+        names: Names,
+        tasks: asyncio.TaskGroup,
+        after_event: Callable[[], None],
+    ) -> None:
+        self._identity = identity
+        self._world = world
+        self._core = core
+        self._names = names
+        self._tasks = tasks
+        self._after_event = after_event
+
+    def on_inbox(self, message: Message) -> None:
+        try:
+            inbox = decode_inbox(message.payload)
+        except PeerError as error:
+            logger.warning("malformed_inbox", extra={"fields": {"reason": str(error)}})
+            return
+        match inbox:
+            case Dispatch(prompt=None):
+                self._tasks.create_task(self._dispatch_from_record(inbox, message), name="read record")
+            case Dispatch():
+                self._answer_dispatch(inbox, message)
+            case Cancel():
+                self._core.on_cancel(inbox, self._now())
+                self._after_event()
+
+    def _answer_dispatch(self, dispatch: Dispatch, message: Message) -> None:
+        try:
+            reply = self._core.on_dispatch(dispatch, self._now())
+        except PeerError as error:
+            reply = _refusal(dispatch, "invalid_request", str(error))
+        self._respond(message, reply)
+        self._after_event()
+
+    async def _dispatch_from_record(self, dispatch: Dispatch, message: Message) -> None:
+        """A prompt that would pass the broker's limit lies in the request record."""
+        key = self._names.request_key(RequestId(dispatch.request_id))
+        try:
+            record = await self._world.store.read(key)
+        except StoreUnavailable as error:
+            self._respond(message, _refusal(dispatch, "unavailable", str(error)))
+            return
+        if record is None or PROMPT_FIELD not in record:
+            self._respond(message, _refusal(dispatch, "invalid_request", "the request's record is gone"))
+            return
+        self._answer_dispatch(msgspec.structs.replace(dispatch, prompt=record[PROMPT_FIELD]), message)
+
+    def _respond(self, message: Message, reply: DispatchReply) -> None:
+        try:
+            message.respond(encode(reply))
+        except BrokerUnavailable as error:
+            logger.warning("answer_lost", extra={"fields": {"reason": str(error)}})
+
+    def on_replay(self, message: Message) -> None:
+        try:
+            request = decode_replay_request(message.payload)
+        except PeerError as error:
+            logger.warning("malformed_replay", extra={"fields": {"reason": str(error)}})
+            return
+        entries = self._core.on_replay(request.items)
+        try:
+            message.respond(self._fitting_reply(entries))
+        except (BrokerUnavailable, PayloadTooLarge) as error:
+            logger.warning("answer_lost", extra={"fields": {"reason": str(error)}})
+
+    def _fitting_reply(self, entries: list[ReplayEntry]) -> bytes:
+        """What is cut off is asked for again."""
+        more = False
+        while True:
+            identity = self._identity
+            payload = encode(ReplayReply(worker=identity.worker, incarnation=identity.incarnation, entries=entries, more=more))
+            if len(payload) <= self._world.broker.max_payload_bytes or len(entries) <= 1:
+                return payload
+            entries, more = entries[: len(entries) // 2], True
+
+    def _now(self) -> float:
+        return time.monotonic()
+
+
+def _refusal(dispatch: Dispatch, code: str, message: str) -> DispatchReply:
+    return DispatchReply(request_id=dispatch.request_id, attempt=dispatch.attempt, verdict="refused", code=code, message=message)
