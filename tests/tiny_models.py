@@ -121,8 +121,16 @@ def permute_rows(values: Array, heads: int) -> Array:
     return values.reshape(heads, 2, half, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
+_OTHER_KINDS = {
+    (1, "attn_v"): GGMLQuantizationType.F16,
+    (1, "attn_output"): GGMLQuantizationType.Q4_0,
+    (1, "ffn_up"): GGMLQuantizationType.Q4_0,
+    (1, "ffn_down"): GGMLQuantizationType.Q8_0,
+}
+
+
 def tiny_llama_gguf(path: Path) -> Path:
-    """A whole two-layer Llama with random weights, partly quantised."""
+    """A whole two-layer Llama with random weights, quantised in several kinds as mixed files are."""
     rng = np.random.default_rng(7)
 
     def random(*shape: int) -> Array:
@@ -142,6 +150,7 @@ def tiny_llama_gguf(path: Path) -> Path:
         shapes = {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64)}
         shapes |= {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}
         for part, shape in shapes.items():
-            maker.tensor(f"blk.{layer}.{part}.weight", random(*shape), GGMLQuantizationType.Q4_1)
+            kind = _OTHER_KINDS.get((layer, part), GGMLQuantizationType.Q4_1)
+            maker.tensor(f"blk.{layer}.{part}.weight", random(*shape), kind)
         maker.tensor(f"blk.{layer}.attn_norm.weight", random(64)).tensor(f"blk.{layer}.ffn_norm.weight", random(64))
     return maker.write()

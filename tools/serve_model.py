@@ -51,12 +51,14 @@ def prepare_model(settings: WorkerSettings, environ: Mapping[str, str], *, worke
 
 def _plan(folder: object, settings: WorkerSettings, workers: int) -> tuple[WorkerSettings, str]:
     from common.engine.host_memory import available_memory_bytes, shared_memory_bytes
-    from common.engine.memory_plan import MemoryRequest, kv_layout, plan_memory, weight_demand
+    from common.engine.memory_plan import MemoryRequest, kv_layout, plan_memory
     from common.engine.model_files import ModelFolder
     from common.engine.native.kernel_choice import copies_weights
+    from common.engine.quantization_choice import quantized_demand
 
     assert isinstance(folder, ModelFolder)
     config = folder.config()
+    native = copies_weights(settings.kernel_choice, settings.device)
     dtype = cast("KvDtype", "float32" if settings.dtype == "auto" else settings.dtype)
     try:
         available = available_memory_bytes()
@@ -65,7 +67,7 @@ def _plan(folder: object, settings: WorkerSettings, workers: int) -> tuple[Worke
     plan = plan_memory(
         config,
         kv_layout(config, dtype, settings.block_size),
-        weight_demand(config, folder.tensor_headers(), dtype, mapped=not copies_weights(settings.kernel_choice, settings.device)),
+        quantized_demand(folder, config, dtype, settings.quantization_choice, device=settings.device, native=native),
         MemoryRequest(
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,

@@ -15,7 +15,7 @@ from common.engine.gguf_reader import GgufFile
 from common.engine.gguf_tensors import parameter_bytes, quantized_to_write, tensors_to_write
 from common.engine.model_cache import Progress, file_digest, host_lock, make_folder, publish_folder, require_room
 from common.engine.model_files import WEIGHTS_FILE, open_folder
-from common.engine.quantized_file import QUANTIZED_FILE, quantized_matrices, write_quantized_file
+from common.engine.quantized_file import QUANTIZED_FILE, write_quantized_file
 from common.engine.safetensors_file import write_tensor_file
 from common.engine.tokenizer_from_gguf import Vocabulary, read_vocabulary, tokenizer_from_gguf
 from common.values.errors import ModelError
@@ -42,7 +42,7 @@ def _is_whole(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     try:
-        quantized_matrices(open_folder(folder, name=folder.name, dummy=False).path)
+        open_folder(folder, name=folder.name, dummy=False)
     except ModelError:
         return False
     return True

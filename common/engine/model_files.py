@@ -11,6 +11,7 @@ import xxhash
 
 from common.engine.model_cache import file_digest
 from common.engine.model_config import JsonFields, ModelConfig, read_config
+from common.engine.quantized_file import StoredMatrix, quantized_matrices
 from common.engine.safetensors_file import TensorHeader, read_tensor_headers
 from common.values.errors import ModelError
 
@@ -41,6 +42,10 @@ class ModelFolder:
     def tensor_headers(self) -> list[TensorHeader]:
         return [header for path in self.weights for header in read_tensor_headers(path)]
 
+    def quantized(self) -> dict[str, StoredMatrix]:
+        """The matrices that the folder also keeps quantised, with the same meaning."""
+        return {} if self.dummy or _is_bare(self) else quantized_matrices(self.path)
+
 
 def open_folder(path: Path, *, name: str, dummy: bool) -> ModelFolder:
     """Check a folder with config.json and safetensors (weights are not needed for `dummy`).
@@ -54,6 +59,7 @@ def open_folder(path: Path, *, name: str, dummy: bool) -> ModelFolder:
     read_config(config_path)
     folder = ModelFolder(path=path, name=name, config_path=config_path, weights=() if dummy else _weight_files(path))
     folder.tensor_headers()
+    folder.quantized()
     if not dummy and not (path / "tokenizer.json").is_file():
         raise ModelError(
             f"{path} holds no tokenizer.json, the only tokenizer format that Segue reads; make it once with "

@@ -7,7 +7,7 @@ position of a long prompt would not fit into memory at once.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -18,6 +18,8 @@ from common.engine.logprobs import position_logprobs
 from common.engine.native.choose_forward import choose_forward
 from common.engine.native.library import NativeLibrary
 from common.engine.paged_batch import BatchRow
+from common.engine.quantization_choice import Quantization
+from common.engine.quantized_file import StoredMatrix
 from common.engine.sampler import Drawn, draw
 from common.engine.sequence_state import SequenceState, SequenceTable, scored_positions, table_fault
 from common.values.kv_layout import KvLayout
@@ -41,14 +43,26 @@ def build_torch_executor(
     check: bool = True,
     max_model_len: int | None = None,
     library: NativeLibrary | None = None,
+    quantization: Quantization = "none",
+    stored: Mapping[str, StoredMatrix] | None = None,
 ) -> Executor:
     """An executor for a loaded causal language model over a region of `blocks` blocks at `blocks_address`.
 
     With `check`, first makes sure that this architecture computes the same through paged attention as by itself, and
     raises ModelError where it does not. `max_model_len` is the longest sequence that will be asked for. With a `library`, a
-    model of the Llama family is taken over by native kernels: `model` has no weights afterwards.
+    model of the Llama family is taken over by native kernels: `model` has no weights afterwards. `stored` are the matrices that
+    its folder keeps quantised.
     """
-    forward = choose_forward(model, layout, device=device, check=check, max_model_len=max_model_len, library=library)
+    forward = choose_forward(
+        model,
+        layout,
+        device=device,
+        check=check,
+        max_model_len=max_model_len,
+        library=library,
+        quantization=quantization,
+        stored=stored,
+    )
     return TorchExecutor(forward, KvCacheView.over_region(layout=layout, address=blocks_address, blocks=blocks, device=device))
 
 

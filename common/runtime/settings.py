@@ -64,6 +64,11 @@ class WorkerSettings:
     dtype: str = setting(
         one_of("auto", "float32", "bfloat16"), "auto", "type of weights and KV; auto chooses what is exact and quick here"
     )
+    quantization: str = setting(
+        one_of("auto", "none", "int8", "int4"),
+        "auto",
+        "weights in memory: auto keeps those of a quantised GGUF as they are, none expands them, int8 and int4 round any model's",
+    )
     max_model_len: int | None = setting(auto_or(whole(1)), None, "longest prompt plus answer, in tokens", shown_default="the model's")
     max_num_seqs: int | None = setting(auto_or(whole(1, 4096)), None, "sequences computed at once", shown_default="computed")
     max_num_batched_tokens: int = setting(whole(1, 1 << 20), 256, "tokens of one step: prompt chunks and decode rows together")
@@ -117,6 +122,10 @@ class WorkerSettings:
     @property
     def kernel_choice(self) -> Literal["auto", "native", "torch"]:
         return cast("Literal['auto', 'native', 'torch']", self.kernels)
+
+    @property
+    def quantization_choice(self) -> Literal["auto", "none", "int8", "int4"]:
+        return cast("Literal['auto', 'none', 'int8', 'int4']", self.quantization)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,14 @@ from typing import Literal, cast
 
 from common.engine.check_stamp import stamp_path
 from common.engine.host_memory import available_memory_bytes, shared_memory_bytes
-from common.engine.memory_plan import MemoryPlan, MemoryRequest, kv_layout, plan_memory, weight_demand
+from common.engine.memory_plan import MemoryPlan, MemoryRequest, kv_layout, plan_memory
 from common.engine.model_cache import default_cache_dir
 from common.engine.model_card import model_card
 from common.engine.model_files import ModelFolder
 from common.engine.model_source import ModelSpec, resolve_model
 from common.engine.native.kernel_choice import choose_library, copies_weights
 from common.engine.native.library import NativeLibrary
+from common.engine.quantization_choice import Quantization, quantized_demand, weights_name
 from common.engine.step_thread import StepThread
 from common.engine.synthetic import StepTimes, SyntheticExecutor
 from common.ports.kv_transport import KvRegion
@@ -41,11 +42,14 @@ class WorkerModel:
     blocks: int
     max_num_seqs: int
     library: NativeLibrary | None
+    quantization: Quantization
 
     @property
     def fingerprint(self) -> Fingerprint:
         kernels = "torch" if self.library is None else self.library.kernels
-        return Fingerprint(weights=self.card.model.revision, dtype=self.dtype, layout=self.layout, kernels=kernels)
+        return Fingerprint(
+            weights=weights_name(self.card.model.revision, self.quantization), dtype=self.dtype, layout=self.layout, kernels=kernels
+        )
 
 
 def prepare_model(settings: WorkerSettings, progress: Progress) -> WorkerModel:
@@ -79,12 +83,14 @@ def prepare_model(settings: WorkerSettings, progress: Progress) -> WorkerModel:
         blocks=plan.blocks,
         max_num_seqs=plan.max_num_seqs,
         library=library,
+        quantization=settings.quantization_choice,
     )
 
 
 def plan_worker_memory(settings: WorkerSettings, folder: ModelFolder, dtype: KvDtype, *, workers: int) -> MemoryPlan:
     """What `workers` workers with these settings take on this host."""
     config = folder.config()
+    native = copies_weights(settings.kernel_choice, settings.device)
     request = MemoryRequest(
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -94,17 +100,12 @@ def plan_worker_memory(settings: WorkerSettings, folder: ModelFolder, dtype: KvD
     return plan_memory(
         config,
         kv_layout(config, dtype, settings.block_size),
-        weight_demand(config, folder.tensor_headers(), dtype, mapped=weights_stay_mapped(settings)),
+        quantized_demand(folder, config, dtype, settings.quantization_choice, device=settings.device, native=native),
         request,
         available_bytes=available_memory_bytes(),
         workers=workers,
         shared_memory_bytes=shared_memory_bytes() if "shm" in settings.kv_tiers else None,
     )
-
-
-def weights_stay_mapped(settings: WorkerSettings) -> bool:
-    """Whether the workers of a host share the pages of the weights' file."""
-    return settings.device == "cpu" and not copies_weights(settings.kernel_choice, settings.device)
 
 
 def choose_worker_dtype(settings: WorkerSettings) -> KvDtype:
@@ -136,7 +137,9 @@ def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRe
         attn_implementation=PAGED_ATTENTION,
         on_progress=progress,
     )
-    stamp = stamp_path(default_cache_dir(environ), (str(model.fingerprint), settings.device, str(model.card.max_model_len)))
+    stamp = stamp_path(
+        default_cache_dir(environ), (str(model.fingerprint), settings.device, str(model.card.max_model_len), model.quantization)
+    )
     if not stamp.exists():
         progress("checking the model (once on this host)", None)
     executor = build_torch_executor(
@@ -148,6 +151,8 @@ def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRe
         check=not stamp.exists(),
         max_model_len=model.card.max_model_len,
         library=model.library,
+        quantization=model.quantization,
+        stored=model.folder.quantized(),
     )
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.touch()

@@ -1,6 +1,7 @@
 """Which forward a loaded model gets: the Llama family's on native kernels where there are any, else transformers' modules."""
 
 import logging
+from collections.abc import Mapping
 
 import torch
 
@@ -9,6 +10,9 @@ from common.engine.native.library import NativeLibrary
 from common.engine.native.llama_model import LlamaModel, misfit
 from common.engine.native.native_forward import NativeForward
 from common.engine.paged_attention import PAGED_ATTENTION, register_paged_attention
+from common.engine.quantization_choice import Quantization, rounds
+from common.engine.quantized_file import StoredMatrix
+from common.engine.quantized_weights import MatrixSources, rounded_weights, stored_weights
 from common.engine.self_check import checked_takeover, self_check
 from common.values.kv_layout import KvLayout
 
@@ -23,17 +27,23 @@ def choose_forward(
     check: bool,
     max_model_len: int | None,
     library: NativeLibrary | None,
+    quantization: Quantization = "none",
+    stored: Mapping[str, StoredMatrix] | None = None,
 ) -> ModelForward:
     """With `check`, its logits are compared with those of the model's own attention first: ModelError where they differ.
 
-    A model of the Llama family is used up: its weights are in the kernels' own memory afterwards.
+    A model of the Llama family is used up: its weights are in the kernels' own memory afterwards. `stored` are the matrices
+    that its folder keeps quantised. Without kernels, weights are rounded as `quantization` says, but kept expanded.
     """
     model.eval()
     if library is not None:
         reason = misfit(model) if model_dtype_fits(model, layout) else "the cache has another dtype"
         if reason is None:
-            return _native(model, layout, library, check=check)
+            return _native(model, layout, library, _sources(model, layout, quantization, stored or {}, check=check), check=check)
         logger.info("the model runs in torch", extra={"reason": reason})
+    if rounds(quantization):
+        logger.warning("quantised weights are kept expanded: they need our own kernels", extra={"quantization": quantization})
+        rounded_weights(model, quantization, expand=True)
     register_paged_attention()
     if check:
         self_check(model, layout, device=device, max_model_len=max_model_len)
@@ -46,9 +56,18 @@ def model_dtype_fits(model: torch.nn.Module, layout: KvLayout) -> bool:
     return layout.dtype in ("float32", "bfloat16") and str(next(model.parameters()).dtype) == f"torch.{layout.dtype}"
 
 
-def _native(model: torch.nn.Module, layout: KvLayout, library: NativeLibrary, *, check: bool) -> NativeForward:
+def _sources(
+    model: torch.nn.Module, layout: KvLayout, quantization: Quantization, stored: Mapping[str, StoredMatrix], *, check: bool
+) -> MatrixSources:
+    """Stored blocks serve in float32 alone: in bfloat16 their expansion would be rounded, and they mean other numbers."""
+    if rounds(quantization):
+        return rounded_weights(model, quantization, expand=check)
+    return stored_weights(model, stored) if quantization == "auto" and layout.dtype == "float32" else {}
+
+
+def _native(model: torch.nn.Module, layout: KvLayout, library: NativeLibrary, sources: MatrixSources, *, check: bool) -> NativeForward:
     def take_over() -> NativeForward:
-        return NativeForward(library, LlamaModel(library, model, consume=True))
+        return NativeForward(library, LlamaModel(library, model, consume=True, quantized=sources))
 
     if not check:
         return take_over()

@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from common.engine.native.library import LayerStruct, ModelStruct, NativeLibrary, PackedMatrix
+from common.engine.native.llama_family import FAMILY
 from common.engine.native.rotary_table import RotaryTable
+from common.engine.quantized_matrix import QuantizedMatrix, stacked
+from common.engine.quantized_weights import MatrixSources
+from common.values.errors import ModelError
 
-FAMILY = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM"})
 _ROTARY_KINDS = frozenset({"default", "linear", "llama3", "yarn"})
 """Those whose angles depend on the position alone."""
 _HEAD_DIM_STEP = 16
@@ -45,10 +48,15 @@ def misfit(model: torch.nn.Module) -> str | None:
 class LlamaModel:
     """Packed weights and the structures that point at them. All that the structures point at lives as long as this object."""
 
-    def __init__(self, library: NativeLibrary, model: torch.nn.Module, *, consume: bool) -> None:
+    def __init__(
+        self, library: NativeLibrary, model: torch.nn.Module, *, consume: bool, quantized: MatrixSources | None = None
+    ) -> None:
         """`misfit(model)` must be None. With `consume`, each weight of `model` is dropped once it is packed, so that the
-        two never lie in memory together; the model is of no use afterwards."""
+        two never lie in memory together; the model is of no use afterwards. Matrices that `quantized` has are taken from it;
+        where the parts of one that the kernels join are of several kinds, it is taken from the model."""
         self._library = library
+        self._quantized = quantized or {}
+        self._names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
         self._consume = consume
         self._kept: list[PackedMatrix | NDArray[np.float32]] = []
         config: Any = model.config
@@ -80,7 +88,7 @@ class LlamaModel:
         """The head and the embeddings, which are one matrix where they are tied."""
         head, embeddings = model.lm_head, model.get_input_embeddings()  # type: ignore[operator]
         tied = head.weight.data_ptr() == embeddings.weight.data_ptr()  # type: ignore[union-attr,operator]
-        packed = self._pack([cast("torch.nn.Module", head)])
+        packed = self._pack([embeddings if tied else cast("torch.nn.Module", head)])
         return packed, packed if tied else self._pack([embeddings])
 
     def _layer(self, layer: torch.nn.Module) -> LayerStruct:
@@ -110,13 +118,20 @@ class LlamaModel:
     def _pack(self, modules: Sequence[torch.nn.Module]) -> int:
         """The modules' weights below each other, as one matrix."""
         parts = [cast("torch.Tensor", module.weight).detach() for module in modules]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        packed = PackedMatrix(self._library, _array(whole))
+        rows = sum(len(part) for part in parts)
+        blocks = self._blocks(modules)
+        if blocks is not None and blocks.shape != (rows, parts[0].shape[1]):
+            raise ModelError(f"the quantised {self._names[id(modules[0])]} has the shape {blocks.shape}")
+        packed = PackedMatrix(self._library, _array(parts[0] if len(parts) == 1 else torch.cat(parts)) if blocks is None else blocks)
         self._kept.append(packed)
         if self._consume:
             for module in modules:
-                cast("torch.nn.Parameter", module.weight).data = whole.new_empty(0)
+                cast("torch.nn.Parameter", module.weight).data = parts[0].new_empty(0)
         return packed.address
+
+    def _blocks(self, modules: Sequence[torch.nn.Module]) -> QuantizedMatrix | None:
+        sources = [self._quantized[name] for module in modules if (name := self._names[id(module)]) in self._quantized]
+        return stacked([source.read() for source in sources]) if len(sources) == len(modules) else None
 
     def _biases(self, modules: Sequence[torch.nn.Module]) -> int | None:
         """The modules' biases behind each other, zeros for one that has none; None where none has."""
