@@ -115,8 +115,8 @@ class _LlamaBatchedBench(msgspec.Struct):
 class LlamaSubject:
     """llama-bench for prompts and single rows, llama-batched-bench for batches. `model` is a GGUF file of these weights."""
 
-    def __init__(self, folder: Path, model: Path, weights: str, *, threads: int) -> None:
-        self.name = "llama.cpp"
+    def __init__(self, folder: Path, model: Path, weights: str, *, threads: int, clock: str) -> None:
+        self.name = "llama.cpp" if clock == "wall" else "llama.cpp, in wall time"  # it reports no other
         self.weights = weights
         self.kv_item_bytes = 2  # its cache is float16 unless asked otherwise
         self.visits: int | None = 1

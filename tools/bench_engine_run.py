@@ -135,7 +135,7 @@ def _llama(options: BenchOptions) -> tuple[list[Subject], list[Missing]]:
     if not options.llama_model:
         return [], [Missing(name="llama.cpp", reason="not measured: --llama-model names its GGUF files")]
     threads = len(options.cores)
-    return [LlamaSubject(folder, path, weights, threads=threads) for weights, path in options.llama_model], []
+    return [LlamaSubject(folder, path, weights, threads=threads, clock=options.clock) for weights, path in options.llama_model], []
 
 
 def _samplers(config: ModelConfig, batches: Sequence[int]) -> list[tuple[Draw, SamplerCost]]:
