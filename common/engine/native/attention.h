@@ -46,6 +46,29 @@ struct Sequence {
   const int32_t* table;
 };
 
+// How scores and sums are computed: in float32, or from pairs of bf16 where the CPU multiplies those.
+struct InFloats {
+  using Kind = Float32;
+  static constexpr int STEP = 1;  // neighbours that one step of a product takes
+  template <class T>
+  using Item = T;  // of which a key's row is read
+};
+#if defined(__AVX512BF16__)
+struct InPairs {
+  using Kind = DotBf16;
+  static constexpr int STEP = 2;
+  template <class T>
+  using Item = float;  // a pair; it is moved, never computed with
+  static void interleave(const uint16_t* even, const uint16_t* odd, float* out) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)even));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)odd));
+    _mm512_storeu_si512(out, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+};
+#else
+using InPairs = InFloats;
+#endif
+
 struct AttentionScratch {
   Scratch<float> memory;
   float *keys, *values, *queries, *scores, *sums, *nothing;
@@ -67,27 +90,68 @@ struct AttentionScratch {
   }
 };
 
-// One KV head's keys `from .. from + count - 1` as panels [4][head_dim][16], its values as panels [head_dim/16][64][16].
-template <class T>
-void read_tile(const Cache& cache, const Attention& a, const int32_t* table, long head, long from, long count, AttentionScratch& mine) {
-  const T* base = (const T*)cache.data;
-  const T* rows[TILE_KEYS];
-  const long width = a.head_dim;
-  for (long i = 0; i < count; i++) {
-    const long position = from + i;
-    rows[i] = base + cache.at(table[position / cache.block_size], a.layer, head, position % cache.block_size, width);
+// Calls `each(place, address)` for the keys of one head at positions `from .. from + count - 1`.
+template <class T, class Each>
+inline void each_key(const Cache& cache, const Attention& a, const int32_t* table, long head, long from, long count, Each each) {
+  long block = from / cache.block_size, offset = from % cache.block_size;
+  for (long i = 0; i < count; block++, offset = 0) {
+    const T* key = (const T*)cache.data + cache.at(table[block], a.layer, head, offset, a.head_dim);
+    for (; offset < cache.block_size && i < count; offset++, i++, key += a.head_dim) each(i, key);
   }
-  for (long i = count; i < (count + LANES - 1) / LANES * LANES; i++) rows[i] = (const T*)mine.nothing;
-  for (long panel = 0; panel * LANES < count; panel++)
-    for (long d = 0; d < width; d += LANES)
-      transpose_tile(rows + panel * LANES, d, mine.keys + (panel * width + d) * LANES);
-  for (long i = 0; i < count; i++)
-    for (long d = 0; d < width; d += LANES)
-      store(mine.values + d * TILE_KEYS + i * LANES, load(rows[i] + cache.value_offset + d));
+}
+
+// Where one head's keys of a tile lie.
+struct Place {
+  long head, from, count;
+};
+
+// A head's keys of a tile as panels [4][head_dim][16], its values as panels [head_dim/16][64][16]; in pairs,
+// [4][head_dim/2][16][2] (of neighbours in a head) and [head_dim/16][32][16][2] (of neighbouring keys).
+//
+// What lies at `next` is prefetched line by line along the way: blocks are scattered, so no CPU guesses the next one by itself,
+// and all of a tile's lines at once would only wait for each other.
+template <class T, class How>
+void read_tile(const Cache& cache, const Attention& a, const int32_t* table, Place now, Place next, AttentionScratch& mine) {
+  const T *rows[TILE_KEYS], *later[TILE_KEYS];
+  const long width = a.head_dim;
+  each_key<T>(cache, a, table, now.head, now.from, now.count, [&](long i, const T* key) { rows[i] = later[i] = key; });
+  each_key<T>(cache, a, table, next.head, next.from, next.count < now.count ? next.count : now.count, [&](long i, const T* key) { later[i] = key; });
+  const long whole = (now.count + LANES - 1) / LANES * LANES;
+  for (long i = now.count; i < whole; i++) rows[i] = later[i] = (const T*)mine.nothing;
+  using Item = typename How::template Item<T>;
+  const long items = width * long(sizeof(T)) / long(sizeof(Item));
+  for (long panel = 0; panel < whole; panel += LANES)
+    for (long d = 0; d < items; d += LANES) {
+      UNROLLED for (int i = 0; i < LANES; i++) prefetch((const Item*)later[panel + i] + d);
+      transpose_tile((const Item* const*)rows + panel, d, mine.keys + panel * items + d * LANES);
+    }
+  for (long i = 0; i < now.count; i += How::STEP) {
+    for (long d = 0; d < width; d += 64 / long(sizeof(T)))
+      for (int k = 0; k < How::STEP; k++) prefetch(later[i + k] + cache.value_offset + d);  // `later` is whole panels long
+    const T* value = rows[i] + cache.value_offset;
+    if constexpr (How::STEP == 2) {
+      const T* other = i + 1 < now.count ? rows[i + 1] + cache.value_offset : (const T*)mine.nothing;
+      for (long d = 0; d < width; d += LANES) How::interleave(value + d, other + d, mine.values + d * TILE_KEYS / 2 + i / 2 * LANES);
+    } else {
+      for (long d = 0; d < width; d += LANES) store(mine.values + d * TILE_KEYS + i * LANES, load(value + d));
+    }
+  }
+}
+
+inline void store_weights(float* scores, const Vec* weights, int panels, bool pairs) {
+#if defined(__AVX512BF16__)
+  if (pairs) {
+    for (int i = 0; i < panels; i += 2)
+      _mm512_storeu_si512(scores + i / 2 * LANES, (__m512i)_mm512_cvtne2ps_pbh(weights[i + 1].v, weights[i].v));
+    return;
+  }
+#endif
+  (void)pairs;
+  for (int i = 0; i < panels; i++) store(scores + i * LANES, weights[i]);
 }
 
 // A row's scores of one tile to weights, its running maximum and total brought forward, its sums rescaled.
-inline void soften(const Attention& a, AttentionScratch& mine, long row, long from, int panels, long position) {
+inline void soften(const Attention& a, AttentionScratch& mine, long row, long from, int panels, long position, bool pairs) {
   float* scores = mine.scores + row * TILE_KEYS;
   const long lowest = a.window && position - a.window + 1 > 0 ? position - a.window + 1 : 0;
   const bool edge = from < lowest || from + panels * LANES - 1 > position;
@@ -107,12 +171,10 @@ inline void soften(const Attention& a, AttentionScratch& mine, long row, long fr
     top = max(top, s[i]);
   }
   const float now = largest(top), before = mine.largest_yet[row];
-  Vec total[KEY_PANELS] = {zero(), zero(), zero(), zero()};
-  for (int i = 0; i < panels; i++) {
-    total[i] = exponential(sub(s[i], same(now)));
-    store(scores + i * LANES, total[i]);
-  }
-  const Vec added = add(add(total[0], total[1]), add(total[2], total[3]));
+  Vec weights[KEY_PANELS] = {zero(), zero(), zero(), zero()};
+  for (int i = 0; i < panels; i++) weights[i] = exponential(sub(s[i], same(now)));
+  store_weights(scores, weights, panels, pairs);
+  const Vec added = add(add(weights[0], weights[1]), add(weights[2], weights[3]));
   if (now == before) {
     mine.totals[row] = add(mine.totals[row], added);
     return;
@@ -124,64 +186,77 @@ inline void soften(const Attention& a, AttentionScratch& mine, long row, long fr
   mine.largest_yet[row] = now;
 }
 
-inline void score_and_sum(const Attention& a, AttentionScratch& mine, long first, long last, long position, long group, long from, long count) {
-  const long width = a.head_dim;
+template <class How>
+void score_and_sum(const Attention& a, AttentionScratch& mine, long first, long last, long position, long group, long from, long count) {
+  constexpr long per_step = How::STEP;
+  const long width = a.head_dim, steps = width / per_step;
   const int panels = int((count + LANES - 1) / LANES);
   for (int panel = 0; panel < panels; panel += TILE_PANELS) {
     Tile t{};
     t.x = mine.queries + first * width;
     t.x_stride = width;
-    t.w = mine.keys + panel * width * LANES;
-    t.panel = width * LANES;
-    t.steps = width;
+    t.w = mine.keys + panel * steps * LANES;
+    t.panel = steps * LANES * per_step;
+    t.steps = steps;
     t.out = mine.scores + first * TILE_KEYS + panel * LANES;
     t.out_stride = TILE_KEYS;
     const int wide = panels - panel < TILE_PANELS ? panels - panel : TILE_PANELS;
     t.columns = wide * LANES;
-    compute_group<Float32>(t, last - first, wide);
+    compute_group<typename How::Kind>(t, last - first, wide);
   }
-  for (long row = first; row < last; row++) soften(a, mine, row, from, panels, position + row / group);
+  for (long row = first; row < last; row++) soften(a, mine, row, from, panels, position + row / group, How::STEP == 2);
   const int value_panels = int(width / LANES);
   for (int panel = 0; panel < value_panels; panel += TILE_PANELS) {
     Tile t{};
     t.x = mine.scores + first * TILE_KEYS;
     t.x_stride = TILE_KEYS;
-    t.w = mine.values + panel * LANES * TILE_KEYS;
+    t.w = mine.values + panel * LANES * TILE_KEYS / per_step;
     t.panel = LANES * TILE_KEYS;
-    t.steps = count;
+    t.steps = (count + per_step - 1) / per_step;
     t.start = t.out = mine.sums + first * width + panel * LANES;
     t.start_stride = t.out_stride = width;
     const int wide = value_panels - panel < TILE_PANELS ? value_panels - panel : TILE_PANELS;
     t.columns = wide * LANES;
-    compute_group<Float32>(t, last - first, wide);
+    compute_group<typename How::Kind>(t, last - first, wide);
+  }
+}
+
+// The scaled query of each row, and what its online softmax starts from.
+template <class How>
+void begin_rows(const Attention& a, const Sequence& s, long head, long begin, long rows, AttentionScratch& mine) {
+  const long group = a.heads / a.kv_heads, width = a.head_dim;
+  for (long row = 0; row < rows; row++) {
+    const long query_head = head * group + row % group;
+    const float* q = a.queries + (s.first + begin + row / group) * a.query_stride + query_head * width;
+    float* out = mine.queries + row * width;
+    for (long d = 0; d < width; d += LANES) {
+      store(out + d, mul(load(q + d), same(a.scale)));
+      store(mine.sums + row * width + d, zero());
+    }
+    if (How::STEP == 2) to_pairs(out, width, (uint32_t*)out);  // in place: each pair lies at or before what it is made of
+    const float one[LANES] = {1.0f};
+    mine.totals[row] = a.sinks ? load(one) : zero();
+    mine.largest_yet[row] = a.sinks ? a.sinks[query_head] : -1e30f;
   }
 }
 
 // Positions `begin .. end - 1` (counted in the sequence's part of the batch) of one KV head.
-template <class T>
+template <class T, class How>
 void attend_block(const Cache& cache, const Attention& a, const Sequence& s, long head, long begin, long end, AttentionScratch& mine) {
   const long group = a.heads / a.kv_heads, width = a.head_dim, rows = (end - begin) * group;
   mine.prepare(width, rows);
-  for (long row = 0; row < rows; row++) {
-    const long query_head = head * group + row % group;
-    const float* q = a.queries + (s.first + begin + row / group) * a.query_stride + query_head * width;
-    for (long d = 0; d < width; d += LANES) {
-      store(mine.queries + row * width + d, mul(load(q + d), same(a.scale)));
-      store(mine.sums + row * width + d, zero());
-    }
-    float one[LANES] = {1.0f};
-    mine.totals[row] = a.sinks ? load(one) : zero();
-    mine.largest_yet[row] = a.sinks ? a.sinks[query_head] : -1e30f;
-  }
+  begin_rows<How>(a, s, head, begin, rows, mine);
   const long position = s.start + begin, past = s.start + end;
-  const long lowest = a.window && position - a.window + 1 > 0 ? position - a.window + 1 : 0;
-  for (long from = lowest / TILE_KEYS * TILE_KEYS; from < past; from += TILE_KEYS) {
-    const long count = past - from < TILE_KEYS ? past - from : TILE_KEYS;
+  const long lowest = a.window && position - a.window + 1 > 0 ? position - a.window + 1 : 0, start = lowest / TILE_KEYS * TILE_KEYS;
+  const auto place = [&](long from, long of) { return Place{of, from, past - from < TILE_KEYS ? past - from : long(TILE_KEYS)}; };
+  for (long from = start; from < past; from += TILE_KEYS) {
     const long first = from > position ? from - position : 0;  // earlier queries see nothing of this tile, nor do those
     long last = end - begin;                                   // whose window begins after it
     if (a.window && from + TILE_KEYS - 1 + a.window - position < last) last = from + TILE_KEYS - 1 + a.window - position;
-    read_tile<T>(cache, a, s.table, head, from, count, mine);
-    score_and_sum(a, mine, first * group, last * group, position, group, from, count);
+    const Place now = place(from, head);
+    const bool ends = from + TILE_KEYS >= past;
+    read_tile<T, How>(cache, a, s.table, now, ends ? place(start, (head + 1) % a.kv_heads) : place(from + TILE_KEYS, head), mine);
+    score_and_sum<How>(a, mine, first * group, last * group, position, group, from, now.count);
   }
   for (long row = 0; row < rows; row++) {
     float* out = a.out + (s.first + begin + row / group) * a.out_stride + (head * group + row % group) * width;
@@ -200,10 +275,12 @@ inline void attend(const Cache& cache, const Attention& a, const Sequence* seque
       for (long head = 0; head < a.kv_heads; head++) {
         if (unit++ % team.size() != member) continue;
         const long end = begin + height < sequences[i].count ? begin + height : sequences[i].count;
-        if (cache.bf16)
-          attend_block<uint16_t>(cache, a, sequences[i], head, begin, end, mine);
+        if (!cache.bf16)
+          attend_block<float, InFloats>(cache, a, sequences[i], head, begin, end, mine);
+        else if (a.head_dim % (2 * LANES) == 0)
+          attend_block<uint16_t, InPairs>(cache, a, sequences[i], head, begin, end, mine);
         else
-          attend_block<float>(cache, a, sequences[i], head, begin, end, mine);
+          attend_block<uint16_t, InFloats>(cache, a, sequences[i], head, begin, end, mine);
       }
 }
 

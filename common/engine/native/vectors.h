@@ -15,6 +15,9 @@ namespace segue {
 
 constexpr int LANES = 16;
 
+// As assembly, because GCC takes a function that only prefetches for one that does nothing, and leaves its calls out.
+inline void prefetch(const void* p) { asm volatile("prefetcht0 (%0)" : : "r"(p)); }
+
 inline float from_bf16(uint16_t bits) {
   uint32_t wide = uint32_t(bits) << 16;
   float value;
@@ -52,9 +55,8 @@ inline Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-inline Vec two_to(Vec n) {  // n holds whole numbers from -126 to 127
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
-}
+constexpr float LEAST_EXPONENT = -104.0f, LARGEST_EXPONENT = 89.0f;
+inline Vec times_two_to(Vec y, Vec n, Vec) { return {_mm512_scalef_ps(y.v, n.v)}; }
 // `value` where low <= x <= high (false for NaN), else `other`.
 inline Vec where_within(Vec x, float low, float high, Vec value, Vec other) {
   __mmask16 inside = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(low), _CMP_GE_OQ) & _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(high), _CMP_LE_OQ);
@@ -102,10 +104,13 @@ inline Vec round(Vec x) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
 }
-inline __m256 two_to(__m256 n) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+constexpr float LEAST_EXPONENT = -87.0f, LARGEST_EXPONENT = 88.0f;
+inline __m256 times_two_to(__m256 y, __m256 n, __m256 x) {  // 0 where x is less than the least exponent
+  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256 kept = _mm256_cmp_ps(x, _mm256_set1_ps(LEAST_EXPONENT), _CMP_NLT_UQ);
+  return _mm256_and_ps(kept, _mm256_mul_ps(y, _mm256_castsi256_ps(power)));
 }
-inline Vec two_to(Vec n) { return {two_to(n.a), two_to(n.b)}; }
+inline Vec times_two_to(Vec y, Vec n, Vec x) { return {times_two_to(y.a, n.a, x.a), times_two_to(y.b, n.b, x.b)}; }
 inline __m256 where_within(__m256 x, __m256 low, __m256 high, __m256 value, __m256 other) {
   __m256 inside = _mm256_and_ps(_mm256_cmp_ps(x, low, _CMP_GE_OQ), _mm256_cmp_ps(x, high, _CMP_LE_OQ));
   return _mm256_blendv_ps(other, value, inside);
@@ -146,10 +151,11 @@ inline float largest(Vec x) {
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
 }
 
-// e^x to about one unit in the last place (Cephes' polynomial). Exactly 1 at 0, exactly 0 below -87; NaN stays NaN.
+// e^x to about one unit in the last place (Cephes' polynomial). Exactly 1 at 0, exactly 0 below -104; NaN stays NaN, because
+// max and min return their second operand where one is NaN.
 inline Vec exponential(Vec x) {
-  Vec bounded = min(max(same(-87.0f), x), same(88.0f));  // min and max return their second operand for NaN
-  Vec n = round(mul(bounded, same(1.44269504088896341f)));
+  const Vec bounded = min(same(LARGEST_EXPONENT), max(same(LEAST_EXPONENT), x));
+  const Vec n = round(mul(bounded, same(1.44269504088896341f)));
   Vec r = fma(n, same(-0.693359375f), bounded);
   r = fma(n, same(2.12194440e-4f), r);
   Vec y = same(1.9875691500e-4f);
@@ -159,50 +165,41 @@ inline Vec exponential(Vec x) {
   y = fma(y, r, same(1.6666665459e-1f));
   y = fma(y, r, same(5.0000001201e-1f));
   y = fma(y, mul(r, r), add(r, same(1.0f)));
-  y = mul(y, two_to(n));
-  Vec low = where_within(x, -3.4e38f, -87.0f, zero(), y);
-  return where_within(x, -__builtin_inff(), -3.4e38f, zero(), add(low, mul(x, zero())));
+  return times_two_to(y, n, x);
 }
 
-// Rows of sixteen floats to columns: out[i][j] = rows[j][i].
-inline void transpose8(const __m256* r, __m256* out) {
-  __m256 t[8], u[8];
-  for (int i = 0; i < 4; i++) {
-    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 2; i++) {
-    u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
-    u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
-    u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
-    u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
-  }
-  for (int i = 0; i < 4; i++) {
-    out[i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
-    out[4 + i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
-  }
+// Four floats of a row, and four of another beside them.
+inline __m256 two_fours(const float* p, const float* q) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(q), 1);
+}
+inline __m256 two_fours(const uint16_t* p, const uint16_t* q) {
+  const __m128i both = _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i*)p), _mm_loadl_epi64((const __m128i*)q));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(both), 16));
 }
 
+// Four columns of eight rows: out[j] holds element j of each row.
 template <class T>
-inline __m256 load_eight(const T* p);
-template <>
-inline __m256 load_eight<float>(const float* p) {
-  return _mm256_loadu_ps(p);
-}
-template <>
-inline __m256 load_eight<uint16_t>(const uint16_t* p) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+inline void turn_columns(const T* const* rows, long from, __m256* out) {
+  __m256 in[4], half[4];
+  UNROLLED for (int i = 0; i < 4; i++) in[i] = two_fours(rows[i] + from, rows[i + 4] + from);
+  half[0] = _mm256_unpacklo_ps(in[0], in[1]);
+  half[1] = _mm256_unpackhi_ps(in[0], in[1]);
+  half[2] = _mm256_unpacklo_ps(in[2], in[3]);
+  half[3] = _mm256_unpackhi_ps(in[2], in[3]);
+  out[0] = _mm256_shuffle_ps(half[0], half[2], 0x44);
+  out[1] = _mm256_shuffle_ps(half[0], half[2], 0xee);
+  out[2] = _mm256_shuffle_ps(half[1], half[3], 0x44);
+  out[3] = _mm256_shuffle_ps(half[1], half[3], 0xee);
 }
 
 // Columns `from .. from + 15` of sixteen rows, written as sixteen lines of sixteen.
 template <class T>
 inline void transpose_tile(const T* const* rows, long from, float* out) {
   for (int across = 0; across < LANES; across += 8)
-    for (int down = 0; down < LANES; down += 8) {
-      __m256 in[8], turned[8];
-      UNROLLED for (int i = 0; i < 8; i++) in[i] = load_eight(rows[across + i] + from + down);
-      transpose8(in, turned);
-      UNROLLED for (int i = 0; i < 8; i++) _mm256_storeu_ps(out + (down + i) * LANES + across, turned[i]);
+    for (int down = 0; down < LANES; down += 4) {
+      __m256 turned[4];
+      turn_columns(rows + across, from + down, turned);
+      UNROLLED for (int i = 0; i < 4; i++) _mm256_storeu_ps(out + (down + i) * LANES + across, turned[i]);
     }
 }
 
