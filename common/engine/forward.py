@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from common.engine.kv_cache_view import KvCacheView
-from common.engine.paged_batch import BatchRow, PagedBatch, paged_batch
+from common.engine.paged_batch import AttentionKernel, BatchRow, PagedBatch, paged_batch
 from common.values.errors import ModelError
 
 
@@ -31,18 +31,34 @@ class ModelForward(Protocol):
         ...
 
 
+class Kernels(Protocol):
+    """Own kernels inside transformers' modules; see `common.engine.native.linear_modules`."""
+
+    def prepare_thread(self, threads: int) -> None:
+        """As ModelForward's."""
+        ...
+
+    def attention(self, cache: KvCacheView, rows: Sequence[BatchRow]) -> AttentionKernel | None:
+        """The attention of one batch; None where torch's is to be used."""
+        ...
+
+
 class TransformersForward:
     """A ModelForward. The model must have been loaded with, or set to, PAGED_ATTENTION."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, kernels: Kernels | None = None) -> None:
         self._model = model
+        self._kernels = kernels
         self.vocab_size = _vocab_size(model)
 
     def prepare_thread(self, threads: int) -> None:
         torch.set_num_threads(threads)
+        if self._kernels is not None:
+            self._kernels.prepare_thread(threads)
 
     def logits(self, cache: KvCacheView, rows: Sequence[BatchRow]) -> torch.Tensor:
-        return forward(self._model, paged_batch(cache, rows))
+        kernel = None if self._kernels is None else self._kernels.attention(cache, rows)
+        return forward(self._model, paged_batch(cache, rows, kernel))
 
 
 def forward(model: torch.nn.Module, batch: PagedBatch) -> torch.Tensor:

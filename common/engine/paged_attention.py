@@ -44,6 +44,8 @@ def paged_attention(
     cache = paged_batch.cache
     cache.write(layer, paged_batch.write, key[0], value[0])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if paged_batch.kernel is not None:
+        return paged_batch.kernel.attend(layer, query[0], scale, sliding_window, softcap, s_aux)[None], None
     attend = _Attend(scale, softcap or None, s_aux, sliding_window or None)
     tokens = query.shape[2]
     out = query.new_empty(tokens, query.shape[1], query.shape[3])

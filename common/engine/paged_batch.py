@@ -8,6 +8,7 @@ change with its neighbours. Chunks of prompts follow, one attention call each.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Protocol
 
 import torch
 
@@ -32,6 +33,16 @@ class BatchRow:
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+
+class AttentionKernel(Protocol):
+    """Attends over the cache for all rows of a batch, in place of the gathering below."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, scale: float, window: int | None, softcap: float | None, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`query` is `[heads, tokens, head_dim]`; returns `[tokens, heads, head_dim]`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +70,8 @@ class Chunk:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagedBatch:
     """What the model and its attention need for one forward. `kept` indexes the flattened tokens, in the order of the rows
-    as they were given. `called` collects the layers whose attention ran."""
+    as they were given. With a `kernel` the rows lie as they were given, and there are no groups and chunks. `called` collects
+    the layers whose attention ran."""
 
     cache: KvCacheView
     tokens: torch.Tensor
@@ -69,12 +81,13 @@ class PagedBatch:
     groups: tuple[DecodeGroup, ...]
     chunks: tuple[Chunk, ...]
     fresh_blocks: tuple[int, ...]
+    kernel: AttentionKernel | None = None
     called: list[int] = field(default_factory=list)
 
 
-def paged_batch(cache: KvCacheView, rows: Sequence[BatchRow]) -> PagedBatch:
+def paged_batch(cache: KvCacheView, rows: Sequence[BatchRow], kernel: AttentionKernel | None = None) -> PagedBatch:
     device, size = cache.data.device, cache.layout.block_size
-    order = sorted(range(len(rows)), key=lambda i: _place(rows[i], size))
+    order = sorted(range(len(rows)), key=lambda i: _place(rows[i], size)) if kernel is None else list(range(len(rows)))
     tokens: list[int] = []
     positions: list[int] = []
     blocks: list[int] = []
@@ -92,9 +105,10 @@ def paged_batch(cache: KvCacheView, rows: Sequence[BatchRow]) -> PagedBatch:
         positions=at,
         write=cache.write_index(torch.tensor(blocks, device=device), at % size),
         kept=torch.tensor([first[i] + place for i, row in enumerate(rows) for place in row.kept], dtype=torch.long, device=device),
-        groups=tuple(_groups(cache, [rows[i] for i in order if len(rows[i].tokens) == 1])),
-        chunks=tuple(_chunk(cache, rows[i], first[i]) for i in order if len(rows[i].tokens) > 1),
+        groups=() if kernel else tuple(_groups(cache, [rows[i] for i in order if len(rows[i].tokens) == 1])),
+        chunks=() if kernel else tuple(_chunk(cache, rows[i], first[i]) for i in order if len(rows[i].tokens) > 1),
         fresh_blocks=tuple(block for row in rows for block in fresh_blocks(row, size)),
+        kernel=kernel,
     )
 
 

@@ -19,7 +19,7 @@ from common.values.kv_layout import KvLayout
 _LENGTHS = (37, 21)
 _TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 """Largest difference allowed, in standard deviations of the reference logits."""
-_TAKEOVER_TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-1}
+_TAKEOVER_TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 6e-1}
 """The same for native kernels. In bfloat16 they round in fewer places than transformers does, which moves single logits; a wrong
 layer moves them by several standard deviations."""
 

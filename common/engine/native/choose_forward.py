@@ -7,6 +7,7 @@ import torch
 
 from common.engine.forward import ModelForward, TransformersForward
 from common.engine.native.library import NativeLibrary
+from common.engine.native.linear_modules import ModuleKernels
 from common.engine.native.llama_model import LlamaModel, misfit
 from common.engine.native.native_forward import NativeForward
 from common.engine.paged_attention import PAGED_ATTENTION, register_paged_attention
@@ -40,15 +41,17 @@ def choose_forward(
         reason = misfit(model) if model_dtype_fits(model, layout) else "the cache has another dtype"
         if reason is None:
             return _native(model, layout, library, _sources(model, layout, quantization, stored or {}, check=check), check=check)
-        logger.info("the model runs in torch", extra={"reason": reason})
+        logger.info("the model runs in transformers' modules", extra={"reason": reason})
     if rounds(quantization):
         logger.warning("quantised weights are kept expanded: they need our own kernels", extra={"quantization": quantization})
         rounded_weights(model, quantization, expand=True)
     register_paged_attention()
     if check:
         self_check(model, layout, device=device, max_model_len=max_model_len)
-    model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
-    return TransformersForward(model)
+    if library is None or device != "cpu":
+        model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
+        return TransformersForward(model)
+    return _with_kernels(model, layout, library, check=check)
 
 
 def model_dtype_fits(model: torch.nn.Module, layout: KvLayout) -> bool:
@@ -63,6 +66,18 @@ def _sources(
     if rounds(quantization):
         return rounded_weights(model, quantization, expand=check)
     return stored_weights(model, stored) if quantization == "auto" and layout.dtype == "float32" else {}
+
+
+def _with_kernels(model: torch.nn.Module, layout: KvLayout, library: NativeLibrary, *, check: bool) -> ModelForward:
+    """transformers' modules, their linears and their attention ours."""
+
+    def take_over() -> TransformersForward:
+        kernels = ModuleKernels(library)
+        kernels.replace_linears(model)
+        model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
+        return TransformersForward(model, kernels)
+
+    return checked_takeover(model, layout, take_over) if check else take_over()
 
 
 def _native(model: torch.nn.Module, layout: KvLayout, library: NativeLibrary, sources: MatrixSources, *, check: bool) -> NativeForward:
