@@ -45,7 +45,11 @@ MAX_LOSSES = 3
 MAX_RAISES = 64
 PATIENCE_S = 30.0
 REMEMBERED_ENDS = 4096
-_REFUSALS: dict[str, type[InvalidRequest | ContextTooLong | NeverFits]] = {
+STRAY_PAUSE_S = 1.0
+ALIVE_WITHIN_S = 1.0
+MAX_UNANSWERED_ALIVE = 30
+_REFUSALS: dict[str, type[InvalidRequest | ContextTooLong | NeverFits | Unavailable]] = {
+    "unavailable": Unavailable,
     "context_length_exceeded": ContextTooLong,
     "kv_cache_too_small": NeverFits,
 }
@@ -60,7 +64,7 @@ class GatewayCore:
         self._gateway = gateway
         self._incarnation = incarnation
         self._requests: dict[RequestId, GatewayRequest] = {}
-        self._ended: OrderedDict[RequestId, None] = OrderedDict()
+        self._ended: OrderedDict[RequestId, float | None] = OrderedDict()
         self._effects: list[GatewayEffect] = []
 
     def take_effects(self) -> list[GatewayEffect]:
@@ -166,7 +170,7 @@ class GatewayCore:
         for entry in frame.entries:
             request = self._requests.get(RequestId(entry.request_id))
             if request is None or entry.attempt < request.attempt:
-                self._cancel_stray(worker, entry)
+                self._cancel_stray(worker, entry, now)
             elif entry.attempt == request.attempt and entry.choice in request.streams:
                 request.involved.add(worker)
                 self._accept(request)
@@ -337,7 +341,8 @@ class GatewayCore:
             return
         request.unanswered += 1
         gone = self.registry.get(worker) is None
-        if request.unanswered >= MAX_UNANSWERED or gone:
+        alive = self.registry.heard_within(worker, ALIVE_WITHIN_S, now)
+        if gone or request.unanswered >= (MAX_UNANSWERED_ALIVE if alive else MAX_UNANSWERED):
             self._raise_attempt(request, now, lost=worker, full=None)
         elif not request.answered:
             self._probe(request, request.unfinished(), now)
@@ -368,11 +373,18 @@ class GatewayCore:
         for worker in sorted(request.involved):
             self._effects.append(SendCancel(worker=worker, cancel=cancel))
 
-    def _cancel_stray(self, worker: WorkerId, entry: FrameEntry) -> None:
-        """A frame of a dead attempt, or of a request that is over: its sequence should not run. A request that has just
-        ended here was cancelled or has ended there: its last frames are no surprise."""
-        if RequestId(entry.request_id) in self._ended or entry.new.ending is not None:
+    def _cancel_stray(self, worker: WorkerId, entry: FrameEntry, now: float) -> None:
+        """A frame of a dead attempt, or of a request that is over: its sequence should not run. Right after an end, last
+        frames are no surprise; later ones mean that a cancel was lost, and it is said again, once a second."""
+        request_id = RequestId(entry.request_id)
+        if entry.new.ending is not None:
             return
+        if request_id in self._ended:
+            said = self._ended[request_id]
+            if said is None or now - said < STRAY_PAUSE_S:
+                self._ended[request_id] = now if said is None else said
+                return
+            self._ended[request_id] = now
         self.counters["stray_frames"] += 1
         cancel = Cancel(request_id=entry.request_id, attempt=entry.attempt)
         self._effects.append(SendCancel(worker=worker, cancel=cancel))

@@ -190,8 +190,8 @@ class HandoffDesk:
         return settled or self.token_made(sequence)
 
     def token_made(self, sequence: WorkerSequence) -> Settled:
-        tokens = sequence.log.since(0)
-        if sequence.sender is None or tokens is None or len(tokens.tokens) <= len(sequence.job.given):
+        tokens = sequence.log.whole()
+        if sequence.sender is None or len(tokens.tokens) <= len(sequence.job.given):
             return []
         return self._sender_did(sequence, sequence.sender.token_made(tokens))
 

@@ -278,7 +278,9 @@ class WorkerCore:
             after=None if state.tokens else leader,
         )
         self._engine.submit(job)
-        log = SequenceLog(gateway=GatewayId(dispatch.gateway), attempt=dispatch.attempt, tokens=list(state.tokens))
+        log = SequenceLog(
+            gateway=GatewayId(dispatch.gateway), attempt=dispatch.attempt, given=len(state.tokens), tokens=list(state.tokens)
+        )
         self._sequences[key] = WorkerSequence(
             key=key,
             attempt=dispatch.attempt,
@@ -298,7 +300,7 @@ class WorkerCore:
             self.desk.send(peer, refuse(offer, reason))
             return
         self._admit(key, offer.attempt, now)
-        log = SequenceLog(gateway=GatewayId(offer.gateway), attempt=offer.attempt, tokens=list(offer.tokens))
+        log = SequenceLog(gateway=GatewayId(offer.gateway), attempt=offer.attempt, given=len(offer.tokens), tokens=list(offer.tokens))
         given = tuple(offer.tokens)
         self._sequences[key] = sequence = WorkerSequence(
             key=key,

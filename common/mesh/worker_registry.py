@@ -1,5 +1,6 @@
 """The workers that a gateway knows, from their snapshots: grouped by model, forgotten when they fall silent."""
 
+import math
 from collections.abc import Iterable
 
 from common.policy.routing import PendingLoad
@@ -7,6 +8,7 @@ from common.values.ids import ModelKey, WorkerId
 from common.values.worker import WorkerSnapshot
 
 SILENT_AFTER_S = 3.0
+OWN_PAUSE_S = 2.5
 
 
 class WorkerRegistry:
@@ -16,6 +18,7 @@ class WorkerRegistry:
         self._snapshots: dict[WorkerId, WorkerSnapshot] = {}
         self._observed_at: dict[WorkerId, float] = {}
         self.pending: dict[WorkerId, PendingLoad] = {}
+        self._expired_at = -math.inf
 
     def observe(self, snapshot: WorkerSnapshot, now: float, *, gone: bool = False) -> None:
         """Take a snapshot; older ones of the same incarnation are ignored."""
@@ -32,7 +35,17 @@ class WorkerRegistry:
         self._snapshots[snapshot.worker] = snapshot
         self._observed_at[snapshot.worker] = now
 
+    def heard_within(self, worker: WorkerId, seconds: float, now: float) -> bool:
+        """Whether the worker has told its state lately: it lives, however slowly it answers."""
+        return now - self._observed_at.get(worker, -math.inf) <= seconds
+
     def expire(self, now: float) -> None:
+        """Forget workers that fell silent. Called about once a second: a longer pause was our own silence, not theirs."""
+        paused = now - self._expired_at > OWN_PAUSE_S
+        self._expired_at = now
+        if paused:
+            self.refresh(now)
+            return
         for worker, observed_at in list(self._observed_at.items()):
             if now - observed_at > SILENT_AFTER_S:
                 self._forget(worker)

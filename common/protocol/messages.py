@@ -212,9 +212,9 @@ class Refuse(Wire, frozen=True, kw_only=True, tag="refuse"):
 
 
 class ReadyBlock(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    index: int
-    block: int
-    generation: int
+    index: Count
+    block: Count
+    generation: Count
     checksum: bytes
 
 

@@ -16,10 +16,11 @@ MAX_ENDED = 16384
 
 @dataclass(slots=True, kw_only=True)
 class SequenceLog:
-    """`logprobs` is as long as `tokens`, or empty. `given` tokens of a recovery carry no log-probabilities."""
+    """`logprobs` is empty, or covers the tokens from index `given` on: tokens that a worker was given carry none."""
 
     gateway: GatewayId
     attempt: int
+    given: int = 0
     tokens: list[int] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
@@ -35,14 +36,19 @@ class SequenceLog:
         return NewTokens(
             first=min(index, len(self.tokens)),
             tokens=tuple(self.tokens[index:]),
-            logprobs=tuple(self.logprobs[index:]),
+            logprobs=tuple(self.logprobs[index - self.given :]) if index >= self.given else (),
             prompt_logprobs=self.prompt_logprobs if index == 0 else None,
             ending=self.ending,
         )
 
+    def whole(self) -> NewTokens:
+        """All tokens so far, for a hand-off; the log-probabilities are those of the last ones."""
+        return NewTokens(first=0, tokens=tuple(self.tokens), logprobs=tuple(self.logprobs), prompt_logprobs=self.prompt_logprobs)
+
     def restart(self, new: NewTokens) -> None:
-        """A hand-off brings all tokens so far."""
+        """A hand-off brings `whole` of the sender's log."""
         self.tokens = list(new.tokens)
+        self.given = len(new.tokens) - len(new.logprobs)
         self.logprobs = list(new.logprobs)
         self.prompt_logprobs = new.prompt_logprobs
 

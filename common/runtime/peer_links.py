@@ -6,6 +6,7 @@ can pair, and open the KV link; only then is the peer joined. Messages that come
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ DIAL_TIMEOUT_S = 5.0
 REDIAL_FIRST_S = 0.2
 REDIAL_MOST_S = 5.0
 SILENT_PEER_S = 5.0
+OWN_PAUSE_S = 2.5
+FORGET_AFTER_S = 10.0
+UNREACHABLE_PAUSE_S = 10.0
 SETTLING_PEER_S = 60.0
 """A peer says nothing between its hello and the moment when it has mapped our region, which may take long on a busy machine."""
 logger = logging.getLogger(__name__)
@@ -72,6 +76,8 @@ class PeerLinks:
         self._dialling: dict[WorkerId, asyncio.Task[None]] = {}
         self._tried: set[WorkerId] = set()
         self._tried_changed = asyncio.Event()
+        self._heard: dict[WorkerId, float] = {}
+        self._looked_at = -math.inf
         self._closing = False
         self.unpaired: dict[str, str] = {}
 
@@ -89,6 +95,7 @@ class PeerLinks:
             self._announced.pop(worker, None)
             self._tried.discard(worker)
             return
+        self._heard[worker] = asyncio.get_running_loop().time()
         known = self._announced.get(worker)
         if known is not None and known.incarnation != snapshot.incarnation:
             self.unpaired.pop(worker, None)
@@ -131,7 +138,18 @@ class PeerLinks:
                 self._tasks.create_task(peer.link.close(), name=f"close link {worker}")
 
     def drop_silent(self, now: float) -> None:
-        """A peer sends something every second; one that does not is frozen, or cut off."""
+        """Once a second. A peer sends something as often; one that does not is frozen, or cut off. Where this round itself
+        comes late, we were the frozen one."""
+        late = now - self._looked_at > OWN_PAUSE_S
+        self._looked_at = now
+        for worker, heard_at in list(self._heard.items()):
+            if now - heard_at > FORGET_AFTER_S and not late:
+                del self._heard[worker]
+                self._announced.pop(worker, None)
+        if late:
+            for peer in self._connections:
+                peer.heard_at = now
+            return
         for peer in list(self._connections):
             limit = SILENT_PEER_S if peer.talks else SETTLING_PEER_S
             if now - peer.heard_at > limit and not peer.lost:
@@ -218,6 +236,7 @@ class PeerLinks:
             link = await self._transport.connect(hello.transport)
         except PeerError as error:
             self.unpaired[worker] = "transport"
+            asyncio.get_running_loop().call_later(UNREACHABLE_PAUSE_S, self.unpaired.pop, worker, None)
             self._mark_tried(worker)
             self._lose(peer, f"no way to move KV: {error}")
             return

@@ -22,14 +22,15 @@ from common.protocol.messages import (
 from common.protocol.request_record import PROMPT_FIELD
 from common.protocol.subjects import Names
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
-from common.values.errors import BrokerUnavailable, PayloadTooLarge, PeerError, StoreUnavailable
+from common.values.errors import BrokerUnavailable, InvariantBroken, PayloadTooLarge, PeerError, SegueError, StoreUnavailable
 from common.values.ids import RequestId
 
 logger = logging.getLogger(__name__)
 
 
 class WorkerInbox:
-    """Brings messages to the core and its answers back; `after_event` performs what the core decided."""
+    """Brings messages to the core and its answers back; `after_event` performs what the core decided. A broken invariant is
+    told to `on_broken`: the broker's client would only log it."""
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class WorkerInbox:
         names: Names,
         tasks: asyncio.TaskGroup,
         after_event: Callable[[], None],
+        on_broken: Callable[[SegueError], None],
     ) -> None:
         self._identity = identity
         self._world = world
@@ -46,8 +48,15 @@ class WorkerInbox:
         self._names = names
         self._tasks = tasks
         self._after_event = after_event
+        self._on_broken = on_broken
 
     def on_inbox(self, message: Message) -> None:
+        try:
+            self._handle(message)
+        except InvariantBroken as error:
+            self._on_broken(error)
+
+    def _handle(self, message: Message) -> None:
         try:
             inbox = decode_inbox(message.payload)
         except PeerError as error:

@@ -27,6 +27,7 @@ from common.runtime.adapter_metrics import show_adapter_metrics
 from common.runtime.incarnation import make_incarnation
 from common.runtime.logs import configure_logging
 from common.runtime.metrics import Metrics
+from common.runtime.one_error import one_error
 from common.runtime.process_notify import ProcessNotifier
 from common.runtime.settings import WorkerSettings
 from common.runtime.settings_parse import parse_worker_settings
@@ -54,7 +55,8 @@ def worker_main(argv: list[str], environ: Mapping[str, str], *, default_role: Ro
         if settings.cores is not None:
             os.sched_setaffinity(0, settings.cores)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        uvloop.run(run_worker(settings))
+        with one_error(SegueError):
+            uvloop.run(run_worker(settings))
     except SegueError as error:
         print(f"{default_role} worker: {error}", file=sys.stderr)
         return EXIT_CANNOT_START

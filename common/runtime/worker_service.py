@@ -41,7 +41,7 @@ from common.runtime.peer_links import PeerLinks
 from common.runtime.step_meter import StepMeter
 from common.runtime.worker_inbox import WorkerInbox
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
-from common.values.errors import BrokerUnavailable, PayloadTooLarge, PeerError, StoreUnavailable
+from common.values.errors import BrokerUnavailable, PayloadTooLarge, PeerError, SegueError, SettingsError, StoreUnavailable
 from common.values.ids import GatewayId, WorkerId
 from common.values.step import StepPlan
 from common.values.worker import WorkerSnapshot, WorkerState
@@ -73,6 +73,7 @@ class WorkerService:
         self._seal_thread = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._tasks: asyncio.TaskGroup
         self._links: PeerLinks
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._address: tuple[str, int] = ("", 0)
         self.on_handoff: Callable[[float], None] = lambda exposed_s: None
 
@@ -98,7 +99,7 @@ class WorkerService:
                 self._tasks = tasks
                 self._links = self._make_links(tasks)
                 self._address = await self._links.listen()
-                inbox = WorkerInbox(self._identity, self._world, self._core, self._names, tasks, self._after_event)
+                inbox = WorkerInbox(self._identity, self._world, self._core, self._names, tasks, self._after_event, self.fail)
                 subscriptions = [
                     await self._world.broker.subscribe(self._names.all_snapshots, self._on_snapshot),
                     await self._world.broker.subscribe(self._names.worker_inbox(self._identity.worker), inbox.on_inbox),
@@ -110,10 +111,12 @@ class WorkerService:
                     for loop in (self._run_steps, self._run_seals, self._run_ticks, self._run_snapshots, self._renew_card)
                 ]
                 await self._links.wait_until_tried(settle_s=PEERS_SETTLE_S, timeout_s=PEERS_TIMEOUT_S)
+                if self._broken.done():
+                    self._broken.result()
                 self._enter("ready")
                 if on_ready is not None:
                     on_ready()
-                await stop.wait()
+                await self._until(stop)
                 await self._drain()
                 for loop_task in loops:
                     loop_task.cancel()
@@ -134,8 +137,9 @@ class WorkerService:
             return
         snapshot = heard.snapshot
         if snapshot.worker == self._identity.worker:
-            if snapshot.incarnation != self._identity.incarnation:
-                logger.error("id_taken_twice", extra={"fields": {"worker": snapshot.worker}})
+            if snapshot.incarnation != self._identity.incarnation and not heard.gone and self._state == "loading":
+                taken = f"the worker id {snapshot.worker} is taken by a running worker: choose another --worker-id"
+                self.fail(SettingsError(taken))
         elif snapshot.model == self._identity.model:
             self._links.announced(snapshot, gone=heard.gone)
 
@@ -150,6 +154,20 @@ class WorkerService:
     def _on_lost(self, peer: WorkerId) -> None:
         self._core.on_peer_lost(peer, self._now())
         self._after_event()
+
+    def fail(self, error: SegueError) -> None:
+        """Stop the worker loudly: `run` raises."""
+        if not self._broken.done():
+            self._broken.set_exception(error)
+
+    async def _until(self, stop: asyncio.Event) -> None:
+        waiting = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait((waiting, self._broken), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if self._broken.done():
+            self._broken.result()
 
     # ------------------------------------------------------------------ loops
 

@@ -15,6 +15,7 @@ from common.runtime.adapter_metrics import show_adapter_metrics
 from common.runtime.incarnation import make_incarnation
 from common.runtime.logs import configure_logging
 from common.runtime.metrics import Metrics
+from common.runtime.one_error import one_error
 from common.runtime.process_notify import ProcessNotifier
 from common.runtime.settings import GatewaySettings
 from common.runtime.settings_parse import parse_gateway_settings
@@ -35,7 +36,8 @@ def main() -> int:
     try:
         settings = parse_gateway_settings(sys.argv[1:], environ)
         configure_logging(service=settings.id, level=settings.mesh.log_level, log_format=settings.mesh.format)
-        uvloop.run(run(settings))
+        with one_error(SegueError):
+            uvloop.run(run(settings))
     except SegueError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return EXIT_CANNOT_START

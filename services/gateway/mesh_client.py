@@ -184,7 +184,9 @@ class LiveMesh:
             return
         self._core.on_snapshot(heard, self._now())
         model = heard.snapshot.model
-        if not heard.gone and model not in self._cards and model not in self._loading_cards and self._tasks is not None:
+        card = self._cards.get(model)
+        known = card is not None and card.max_model_len == heard.snapshot.max_model_len
+        if not heard.gone and not known and model not in self._loading_cards and self._tasks is not None:
             self._loading_cards.add(model)
             self._tasks.create_task(self._load_card(model), name=f"card {model.name}")
         self._after_event()
@@ -315,6 +317,9 @@ class LiveMesh:
             )
             if not await self._store.create(key, {**record, **change}, ttl_s=RUNNING_TTL_S):
                 raise StoreUnavailable("a request of this id is there already", retry_after_s=1.0)
+            if request_id not in self._generations:  # it ended meanwhile, when there was no record to write that into
+                gone = ending_change("ended", seconds={}, tokens=0)
+                await self._store.update_if(key, expected={"owner": self._gateway.encode()}, changes=gone, ttl_s=ENDED_TTL_S)
             return
         try:
             expected = {"owner": self._gateway.encode()}

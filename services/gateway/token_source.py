@@ -10,8 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
 from common.ports.generation import Generation, MeshClient, TokenEvent
+from common.runtime.one_error import one_error
 from common.values.errors import SegueError
-from services.gateway.one_error import one_error
 from services.gateway.openai.plan import RequestPlan
 
 

@@ -67,3 +67,19 @@ def test_ended_logs_are_bounded() -> None:
     logs.expire(0.0)
     assert len(logs) == MAX_ENDED
     assert logs.get(SequenceKey(RequestId("r0"), 0)) is None
+
+
+@given(given=st.integers(0, 6), made=st.integers(0, 8), index=st.integers(0, 16))
+def test_log_probabilities_stay_with_their_tokens_after_a_recovery(given: int, made: int, index: int) -> None:
+    log = SequenceLog(gateway=GatewayId("g"), attempt=2, given=given, tokens=list(range(given)))
+    for token in range(given, given + made):
+        scores = (PositionLogprobs(logprob=-float(token), rank=1),)
+        log.append(NewTokens(first=token, tokens=(token,), logprobs=scores))
+    new = log.since(index)
+    if new is not None and index >= given:
+        assert [-scores.logprob for scores in new.logprobs] == list(new.tokens)
+    taken_over = SequenceLog(gateway=GatewayId("g"), attempt=2)
+    taken_over.restart(log.whole())
+    again = taken_over.since(max(index, given))
+    if again is not None:
+        assert [-scores.logprob for scores in again.logprobs] == list(again.tokens)

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from common.runtime.one_error import one_error
 from common.values.errors import InvalidRequest, PayloadTooLarge, SegueError, Unavailable
-from services.gateway.one_error import one_error
 from services.gateway.openai.error_object import error_object, error_status
 
 Scope = MutableMapping[str, Any]

@@ -10,9 +10,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
+from common.runtime.one_error import one_error
 from common.values.errors import SegueError
 from services.gateway.http.asgi import Headers, Send
-from services.gateway.one_error import one_error
 from services.gateway.openai.chunks import DONE, PING, ChunkEncoder, error_event
 from services.gateway.openai.error_object import error_object
 from services.gateway.openai.plan import RequestPlan

@@ -8,11 +8,11 @@ from functools import partial
 
 import uvicorn
 
+from common.runtime.one_error import one_error
 from common.values.errors import SettingsError
 from services.gateway.http.application import GatewayApplication
 from services.gateway.http.bounded_protocol import BoundedHttpProtocol, BoundedWebSocketProtocol
 from services.gateway.http.http_settings import HttpSettings
-from services.gateway.one_error import one_error
 
 LAST_WORDS_S = 2.0
 

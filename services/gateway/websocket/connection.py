@@ -10,6 +10,7 @@ import time
 from urllib.parse import urlsplit
 
 from common.ports.generation import MeshClient
+from common.runtime.one_error import one_error
 from common.values.errors import InvalidRequest, NotAuthorised, Overloaded, SegueError
 from services.gateway.gateway_metrics import GatewayMetrics
 from services.gateway.http.api_keys import ApiKeys
@@ -17,7 +18,6 @@ from services.gateway.http.asgi import ClientGone, Receive, Scope, Send, header
 from services.gateway.http.http_errors import Stopping, answerable
 from services.gateway.http.http_settings import HttpSettings
 from services.gateway.http.request_slots import RequestSlots
-from services.gateway.one_error import one_error
 from services.gateway.openai.body import parse_chat_body, parse_completion_body
 from services.gateway.openai.plan import RequestPlan
 from services.gateway.openai.planner import Planner
