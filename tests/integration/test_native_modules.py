@@ -1,6 +1,7 @@
 """Architectures outside the Llama family, in transformers' modules with our linears and our attention: tokens that do not
 depend on their neighbours, to the last bit."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from common.engine.kv_cache_view import KvCacheView, torch_dtype
 from common.engine.native.choose_forward import choose_forward
 from common.engine.native.linear_modules import NativeLinear
 from common.engine.paged_batch import BatchRow
-from common.values.kv_layout import KvDtype, KvLayout
+from common.values.kv_layout import KvLayout
 from tests.native_kernels import best_library
 from tests.step_engines import random_model
 
@@ -72,14 +73,26 @@ def test_logits_are_those_of_the_model_and_have_the_same_bits_in_any_batch(name:
         assert torch.equal(torch.cat(parts), alone[0])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_experts_keep_working_with_our_attention(dtype: KvDtype) -> None:
-    """Sinks, sliding windows, and experts that are no linear modules."""
+def test_experts_keep_working_with_our_attention() -> None:
+    """Sinks, sliding windows, and experts that are no linear modules; choosing the forward compares them with eager."""
     rope = {"rope_type": "default", "rope_theta": 1e4}
     options = {**COMMON, **MIXED, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": rope}
-    layout = KvLayout(layers=4, kv_heads=2, head_dim=16, block_size=4, dtype=dtype)
-    model = random_model(transformers.GptOssConfig(**options)).to(torch_dtype(layout))
+    layout = KvLayout(layers=4, kv_heads=2, head_dim=16, block_size=4)
+    torch.manual_seed(1)  # biases and sinks are drawn by the model itself
+    model = random_model(transformers.GptOssConfig(**options))
     forward = taken_over(model, layout)
     with torch.inference_mode():
         logits = forward.logits(empty_cache(layout), [row([5] * 30, 0, 30, 0)])
     assert logits.isfinite().all()
+
+
+def test_bf16_modules_stay_near_their_own_attention() -> None:
+    model, layout = build("Olmo2Config")
+    model, layout = model.bfloat16(), replace(layout, dtype="bfloat16")
+    prompt = [(7919 * (place + 1)) % 199 for place in range(40)]
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    with torch.inference_mode():
+        expected = model(torch.tensor([prompt]), use_cache=False).logits[0].float()
+        forward = choose_forward(model, layout, device="cpu", check=False, max_model_len=None, library=best_library())
+        actual = forward.logits(empty_cache(layout), [row(prompt, 0, 40, 0)])
+    assert float((actual - expected).square().mean().sqrt() / expected.std()) < 0.1
