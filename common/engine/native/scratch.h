@@ -12,12 +12,11 @@ constexpr size_t LARGE_PAGE = size_t(2) << 20;
 
 // Zeroed; nullptr where there is no memory. Large blocks ask for large pages: weights are read faster through them.
 inline void* new_memory(size_t bytes) {
-  const size_t alignment = bytes >= LARGE_PAGE ? LARGE_PAGE : 64;
-  const size_t whole = (bytes + alignment - 1) / alignment * alignment;
-  void* memory = aligned_alloc(alignment, whole ? whole : alignment);
-  if (memory == nullptr) return nullptr;
-  if (alignment == LARGE_PAGE) madvise(memory, whole, MADV_HUGEPAGE);
-  memset(memory, 0, whole);
+  const bool large = bytes >= LARGE_PAGE;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, large ? LARGE_PAGE : 64, bytes ? bytes : 64) != 0) return nullptr;
+  if (large) madvise(memory, bytes, MADV_HUGEPAGE);
+  memset(memory, 0, bytes);
   return memory;
 }
 
