@@ -42,8 +42,7 @@ class TokenStream:
         if attempt != self.attempt or self.ended:
             return []
         if new.first > self.next_index:
-            if len(self.ahead) < MAX_FRAMES_AHEAD or new.first in self.ahead:
-                self.ahead[new.first] = new
+            self._keep_ahead(new)
             return []
         delivered = self._take(new)
         while not self.ended and self.ahead:
@@ -52,6 +51,15 @@ class TokenStream:
                 break
             delivered += self._take(self.ahead.pop(first))
         return delivered
+
+    def _keep_ahead(self, new: NewTokens) -> None:
+        """Of two frames with one start the one that reaches further stays."""
+        known = self.ahead.get(new.first)
+        if known is None:
+            if len(self.ahead) < MAX_FRAMES_AHEAD:
+                self.ahead[new.first] = new
+        elif len(new.tokens) > len(known.tokens) or (len(new.tokens) == len(known.tokens) and known.ending is None):
+            self.ahead[new.first] = new
 
     def _take(self, new: NewTokens) -> list[NewTokens]:
         known = self.next_index - new.first
