@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from common.mesh.worker_effects import GrantBlocks, ObserveHandoff, PullBlocks, RevokeGrant, SealBlocks, SendControl, SendTokens
+from common.mesh.worker_effects import (
+    GrantBlocks,
+    ObserveHandoff,
+    PullBlocks,
+    RevokeGrant,
+    SealBlocks,
+    SendControl,
+    SendTokens,
+    WorkerEffect,
+)
 from common.protocol.messages import (
     Cancel,
     ControlMessage,
@@ -271,24 +280,27 @@ class HandoffWorld:
     def perform(self, node: Node) -> None:
         """Take the core's effects; check the laws that hold after every event."""
         for effect in node.core.take_effects():
-            match effect:
-                case SendTokens(entries=entries):
-                    for entry in entries:
-                        self.take_frame(node, entry)
-                case SendControl(peer=peer, message=message):
-                    link = self.links[frozenset((node.worker, peer))]
-                    assert node.worker in link.joined, "a message for a peer that is not there"
-                    if not link.broken:
-                        link.channels[peer].append(encode(message))
-                case SealBlocks():
-                    node.seals.append(effect)
-                case PullBlocks(blocks=blocks):
-                    self.counts["pulled"] += len(blocks)
-                    node.pulls.append((effect, {b.landing_block: node.kv.generations[b.landing_block] for b in blocks}))
-                case GrantBlocks(reservation=reservation, blocks=granted):
-                    node.grants.setdefault(reservation, {}).update(granted)
-                case RevokeGrant(reservation=reservation):
-                    node.grants.pop(reservation, None)
-                case ObserveHandoff(exposed_s=exposed_s):
-                    assert exposed_s >= 0.0
+            self.perform_effect(node, effect)
         node.core.check_invariants()
+
+    def perform_effect(self, node: Node, effect: WorkerEffect) -> None:
+        match effect:
+            case SendTokens(entries=entries):
+                for entry in entries:
+                    self.take_frame(node, entry)
+            case SendControl(peer=peer, message=message):
+                link = self.links[frozenset((node.worker, peer))]
+                assert node.worker in link.joined, "a message for a peer that is not there"
+                if not link.broken:
+                    link.channels[peer].append(encode(message))
+            case SealBlocks():
+                node.seals.append(effect)
+            case PullBlocks(blocks=blocks):
+                self.counts["pulled"] += len(blocks)
+                node.pulls.append((effect, {b.landing_block: node.kv.generations[b.landing_block] for b in blocks}))
+            case GrantBlocks(reservation=reservation, blocks=granted):
+                node.grants.setdefault(reservation, {}).update(granted)
+            case RevokeGrant(reservation=reservation):
+                node.grants.pop(reservation, None)
+            case ObserveHandoff(exposed_s=exposed_s):
+                assert exposed_s >= 0.0

@@ -5,9 +5,11 @@ Events are method calls that take `now`; effects are collected for the shell. Fe
 number; whatever carries a lower one is dropped. A silent or broken stream is probed (a replay request is the probe).
 """
 
-from collections import Counter, OrderedDict
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from common.mesh.cancel_memory import CancelMemory
 from common.mesh.gateway_effects import Accepted, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
 from common.mesh.gateway_request import GatewayRequest
 from common.mesh.worker_registry import WorkerRegistry
@@ -30,6 +32,7 @@ from common.values.errors import (
     InvalidRequest,
     NeverFits,
     Overloaded,
+    RequestError,
     RequestFailed,
     SegueError,
     Unavailable,
@@ -44,8 +47,10 @@ MAX_UNANSWERED = 3
 MAX_LOSSES = 3
 MAX_RAISES = 64
 PATIENCE_S = 30.0
-REMEMBERED_ENDS = 4096
-STRAY_PAUSE_S = 1.0
+FULL_RETRY_S = 0.25
+"""How long a running request waits before it asks again, where every worker's queue is full."""
+MAX_ITEMS = 1024
+"""Of one replay request: a page stays below the broker's message limit."""
 ALIVE_WITHIN_S = 1.0
 MAX_UNANSWERED_ALIVE = 30
 _REFUSALS: dict[str, type[InvalidRequest | ContextTooLong | NeverFits | Unavailable]] = {
@@ -64,7 +69,7 @@ class GatewayCore:
         self._gateway = gateway
         self._incarnation = incarnation
         self._requests: dict[RequestId, GatewayRequest] = {}
-        self._ended: OrderedDict[RequestId, float | None] = OrderedDict()
+        self._cancels = CancelMemory()
         self._effects: list[GatewayEffect] = []
 
     def take_effects(self) -> list[GatewayEffect]:
@@ -112,7 +117,7 @@ class GatewayCore:
         self._requests[request_id] = request
         self._place(request, now)
 
-    def cancel(self, request_id: RequestId, choice: int | None) -> None:
+    def cancel(self, request_id: RequestId, choice: int | None, now: float) -> None:
         """The client left, or a stop string was matched: nothing more of it is wanted."""
         request = self._requests.get(request_id)
         if request is None:
@@ -120,27 +125,28 @@ class GatewayCore:
         if choice is not None and choice in request.streams:
             request.streams[choice].ended = True
         if choice is None or not request.unfinished():
-            self._cancel_workers(request, request.attempt, None)
+            self._cancel_workers(request, None, now)
             self._end(request, None)
         else:
-            self._cancel_workers(request, request.attempt, [choice])
+            self._cancel_workers(request, [choice], now)
 
-    def abort(self, request_id: RequestId, attempt: int, error: SegueError) -> None:
-        """The dispatch could not be sent: a new request is turned away, one that runs already waits for its probe."""
+    def abort(self, request_id: RequestId, attempt: int, error: SegueError, now: float) -> None:
+        """The dispatch could not be sent: a new request is turned away, one that runs already waits for its probe, unless
+        sending it again would fail again."""
         request = self._current(request_id, attempt)
         if request is None:
             return
-        if request.accepted:
+        if request.accepted and not isinstance(error, RequestError):
             request.answered = True
         else:
-            self._fail(request, error)
+            self._fail(request, error, now)
 
     # ------------------------------------------------------------------ the mesh's events
 
     def on_snapshot(self, message: Snapshot, now: float) -> None:
         self.registry.observe(message.snapshot, now, gone=message.gone)
         for request in list(self._requests.values()):
-            if request.waits_since is not None:
+            if request.retry_at is not None and now >= request.retry_at:
                 self._place(request, now)
 
     def on_dispatch_answer(
@@ -150,31 +156,33 @@ class GatewayCore:
         request = self._current(request_id, attempt)
         if request is None or request.answered:
             return
-        if reply is None:
-            request.unanswered += 1
-            self._probe(request, request.unfinished(), now)
-            return
         request.answered = True
+        if reply is None:
+            request.unanswered[worker] += 1
+            request.heard_at = dict.fromkeys(request.heard_at, -math.inf)
+            return
         match reply.verdict:
             case "accepted":
-                self._accept(request)
+                self._accept(request, worker)
             case "full" | "stale":
                 self.counters[f"dispatch_{reply.verdict}"] += 1
                 self._raise_attempt(request, now, lost=None, full=worker)
             case "refused":
-                error = _REFUSALS.get(reply.code, InvalidRequest)(reply.message)
-                self._end(request, error)
+                self._refused(request, worker, reply, now)
 
     def on_frame(self, frame: TokenFrame, now: float) -> None:
         worker = WorkerId(frame.worker)
         for entry in frame.entries:
             request = self._requests.get(RequestId(entry.request_id))
             if request is None or entry.attempt < request.attempt:
-                self._cancel_stray(worker, entry, now)
+                self._cancel_stray(worker, entry, None, now)
             elif entry.attempt == request.attempt and entry.choice in request.streams:
                 request.involved.add(worker)
-                self._accept(request)
-                self._take(request, entry.choice, worker, entry.new, now)
+                self._accept(request, worker)
+                if request.streams[entry.choice].ended:
+                    self._cancel_stray(worker, entry, [entry.choice], now)
+                else:
+                    self._take(request, entry.choice, worker, entry.new, now)
 
     def on_replay_answer(
         self,
@@ -186,6 +194,10 @@ class GatewayCore:
         broker_alive: bool,
     ) -> None:
         """`entries` is None where no answer came; that counts only while the broker itself answers."""
+        for item in items:
+            request = self._current(RequestId(item.request_id), item.attempt)
+            if request is not None:
+                request.asked.discard(item.choice)
         if entries is None:
             for request_id, attempt in sorted({(RequestId(i.request_id), i.attempt) for i in items}):
                 self._not_answered(request_id, attempt, worker, now, broker_alive=broker_alive)
@@ -194,10 +206,6 @@ class GatewayCore:
             request = self._current(RequestId(entry.request_id), entry.attempt)
             if request is not None and entry.choice in request.streams:
                 self._on_replay_entry(request, worker, entry, now)
-        for item in items:
-            request = self._current(RequestId(item.request_id), item.attempt)
-            if request is not None:
-                request.asked.discard(item.choice)
 
     def on_tick(self, now: float) -> None:
         """Every 50 ms while requests run: gaps and silences are probed, deadlines kept."""
@@ -205,17 +213,19 @@ class GatewayCore:
         asked: dict[WorkerId, list[ReplayItem]] = {}
         for request in list(self._requests.values()):
             if request.deadline is not None and now > request.deadline:
-                self._fail(request, RequestFailed("the request's deadline has passed", code="deadline_exceeded", status=504))
-            elif request.waits_since is not None:
-                self._place(request, now)
+                self._fail(request, RequestFailed("the request's deadline has passed", code="deadline_exceeded", status=504), now)
+            elif request.retry_at is not None:
+                if now >= request.retry_at:
+                    self._place(request, now)
             elif request.answered:
                 for stream in request.unfinished():
                     if self._needs_probe(request, stream, now):
                         request.asked.add(stream.choice)
                         asked.setdefault(request.source[stream.choice], []).append(_item(request, stream))
         for worker, items in asked.items():
-            self.counters["probes"] += 1
-            self._effects.append(SendReplay(worker=worker, items=tuple(items)))
+            for first in range(0, len(items), MAX_ITEMS):
+                self.counters["probes"] += 1
+                self._effects.append(SendReplay(worker=worker, items=tuple(items[first : first + MAX_ITEMS])))
 
     # ------------------------------------------------------------------ private
 
@@ -234,15 +244,13 @@ class GatewayCore:
             avoid=request.avoid,
         )
         if placement is None:
-            request.waits_since = now if request.waits_since is None else request.waits_since
-            if now - request.waits_since > PATIENCE_S:
-                self._fail(request, Unavailable(f"no worker that serves {request.model.name} is left"))
+            self._wait(request, now, Unavailable(f"no worker that serves {request.model.name} is left"), retry_s=0.0)
             return
-        request.waits_since = None
+        request.retry_at = None
         request.attempt += 1
         request.worker = placement.worker
         request.answered = False
-        request.unanswered = 0
+        request.unanswered.clear()
         request.asked.clear()
         request.involved = {placement.worker} | ({placement.decode} if placement.decode is not None else set())
         for stream in unfinished:
@@ -270,17 +278,35 @@ class GatewayCore:
             remaining_s=None if request.deadline is None else max(0.0, request.deadline - now),
         )
 
-    def _accept(self, request: GatewayRequest) -> None:
+    def _wait(self, request: GatewayRequest, now: float, error: SegueError, *, retry_s: float) -> None:
+        """Nobody takes the request now: try again later, within one patience for the whole of the waiting."""
+        request.waits_since = now if request.waits_since is None else request.waits_since
+        request.retry_at = now + retry_s
+        if now - request.waits_since > PATIENCE_S:
+            self._fail(request, error, now)
+
+    def _accept(self, request: GatewayRequest, worker: WorkerId) -> None:
         request.answered = True
-        request.unanswered = 0
+        request.unanswered.pop(worker, None)
+        request.waits_since = None
         if not request.accepted:
             request.accepted = True
             self._effects.append(Accepted(request_id=request.request_id))
 
+    def _refused(self, request: GatewayRequest, worker: WorkerId, reply: DispatchReply, now: float) -> None:
+        """A new request is not for this mesh. One that ran elsewhere before may still fit another worker."""
+        if request.accepted and worker not in request.avoid:
+            self._raise_attempt(request, now, lost=None, full=worker)
+            return
+        self._fail(request, _REFUSALS.get(reply.code, InvalidRequest)(reply.message), now)
+
     def _take(self, request: GatewayRequest, choice: int, worker: WorkerId, new: NewTokens, now: float) -> None:
         stream = request.streams[choice]
+        had_gap = stream.has_gap
         delivered = stream.accept(request.attempt, new)
         if not delivered:
+            if stream.has_gap and not had_gap:
+                request.heard_at[choice] = now  # what is missing may be just behind
             return
         request.source[choice] = worker
         request.heard_at[choice] = now
@@ -301,18 +327,8 @@ class GatewayCore:
         patience = max(SILENCE_S, 4.0 * source.seconds_per_step) if source is not None else SILENCE_S
         return silent > patience
 
-    def _probe(self, request: GatewayRequest, streams: Sequence[TokenStream], now: float) -> None:
-        by_worker: dict[WorkerId, list[ReplayItem]] = {}
-        for stream in streams:
-            request.asked.add(stream.choice)
-            by_worker.setdefault(request.source[stream.choice], []).append(_item(request, stream))
-        for worker, items in by_worker.items():
-            self.counters["probes"] += 1
-            self._effects.append(SendReplay(worker=worker, items=tuple(items)))
-
     def _on_replay_entry(self, request: GatewayRequest, worker: WorkerId, entry: ReplayEntry, now: float) -> None:
-        request.unanswered = 0
-        request.asked.discard(entry.choice)
+        request.unanswered.pop(worker, None)
         stream = request.streams[entry.choice]
         if stream.ended:
             return
@@ -321,7 +337,7 @@ class GatewayCore:
                 self.counters["unknown"] += 1
                 self._raise_attempt(request, now, lost=None, full=None)
             return
-        self._accept(request)
+        self._accept(request, worker)
         request.heard_at[entry.choice] = now
         if entry.new is not None:
             self._take(request, entry.choice, worker, entry.new, now)
@@ -335,69 +351,74 @@ class GatewayCore:
         request = self._current(request_id, attempt)
         if request is None:
             return
-        request.asked.clear()
         if not broker_alive:
             request.heard_at = dict.fromkeys(request.heard_at, now)
+            request.unanswered.clear()
             return
-        request.unanswered += 1
+        request.unanswered[worker] += 1
         gone = self.registry.get(worker) is None
         alive = self.registry.heard_within(worker, ALIVE_WITHIN_S, now)
-        if gone or request.unanswered >= (MAX_UNANSWERED_ALIVE if alive else MAX_UNANSWERED):
+        if gone or request.unanswered[worker] >= (MAX_UNANSWERED_ALIVE if alive else MAX_UNANSWERED):
             self._raise_attempt(request, now, lost=worker, full=None)
-        elif not request.answered:
-            self._probe(request, request.unfinished(), now)
 
     def _raise_attempt(self, request: GatewayRequest, now: float, *, lost: WorkerId | None, full: WorkerId | None) -> None:
-        """Only a lost worker counts against the request."""
-        self._cancel_workers(request, request.attempt, None)
+        """Only a lost worker counts against the request; it is forgotten until it is heard again. A worker without room is
+        no fault of anybody: a new request is turned away once all have refused, a running one asks again later."""
+        if request.retry_at is not None:
+            return
+        self._cancel_workers(request, None, now)
+        if full is not None:
+            self._refused_by(request, full, now)
+            return
         request.raises += 1
         if lost is not None:
             self.counters["workers_lost"] += 1
             request.losses += 1
             request.avoid.add(lost)
-        if full is not None:
-            if full in request.avoid and not request.accepted:
-                self._fail(request, Overloaded("every worker's queue is full", retry_after_s=1.0))
-                return
-            request.avoid.add(full)
+            self.registry.forget(lost)
         if request.losses >= MAX_LOSSES:
             message = f"{request.losses} workers were lost while they ran this request"
-            self._fail(request, RequestFailed(message, code="worker_lost", status=502))
+            self._fail(request, RequestFailed(message, code="worker_lost", status=502), now)
         elif request.raises >= MAX_RAISES:
-            self._fail(request, Unavailable("the mesh could not place this request"))
+            self._fail(request, Unavailable("the mesh could not place this request"), now)
         else:
             self._place(request, now)
 
-    def _cancel_workers(self, request: GatewayRequest, attempt: int, choices: list[int] | None) -> None:
-        cancel = Cancel(request_id=request.request_id, attempt=attempt, choices=choices)
-        for worker in sorted(request.involved):
-            self._effects.append(SendCancel(worker=worker, cancel=cancel))
-
-    def _cancel_stray(self, worker: WorkerId, entry: FrameEntry, now: float) -> None:
-        """A frame of a dead attempt, or of a request that is over: its sequence should not run. Right after an end, last
-        frames are no surprise; later ones mean that a cancel was lost, and it is said again, once a second."""
-        request_id = RequestId(entry.request_id)
-        if entry.new.ending is not None:
+    def _refused_by(self, request: GatewayRequest, full: WorkerId, now: float) -> None:
+        if full not in request.avoid:
+            request.avoid.add(full)
+            self._place(request, now)
             return
-        if request_id in self._ended:
-            said = self._ended[request_id]
-            if said is None or now - said < STRAY_PAUSE_S:
-                self._ended[request_id] = now if said is None else said
-                return
-            self._ended[request_id] = now
-        self.counters["stray_frames"] += 1
-        cancel = Cancel(request_id=entry.request_id, attempt=entry.attempt)
+        error = Overloaded("every worker's queue is full", retry_after_s=1.0)
+        if request.accepted:
+            request.avoid.clear()
+            self._wait(request, now, error, retry_s=FULL_RETRY_S)
+        else:
+            self._fail(request, error, now)
+
+    def _cancel_workers(self, request: GatewayRequest, choices: list[int] | None, now: float) -> None:
+        cancel = Cancel(request_id=request.request_id, attempt=request.attempt, choices=choices)
+        for worker in sorted(request.involved):
+            self._send_cancel(worker, cancel, now)
+
+    def _send_cancel(self, worker: WorkerId, cancel: Cancel, now: float) -> None:
+        self._cancels.told(RequestId(cancel.request_id), worker, now)
         self._effects.append(SendCancel(worker=worker, cancel=cancel))
 
-    def _fail(self, request: GatewayRequest, error: SegueError) -> None:
-        self._cancel_workers(request, request.attempt, None)
+    def _cancel_stray(self, worker: WorkerId, entry: FrameEntry, choices: list[int] | None, now: float) -> None:
+        """A frame of a dead attempt, or of what is over: its sequence should not run. Where the worker was told just now,
+        or the sequence has ended there, that is no surprise."""
+        if entry.new.ending is not None or not self._cancels.is_due(RequestId(entry.request_id), worker, now):
+            return
+        self.counters["stray_frames"] += 1
+        self._send_cancel(worker, Cancel(request_id=entry.request_id, attempt=entry.attempt, choices=choices), now)
+
+    def _fail(self, request: GatewayRequest, error: SegueError, now: float) -> None:
+        self._cancel_workers(request, None, now)
         self._end(request, error)
 
     def _end(self, request: GatewayRequest, error: SegueError | None) -> None:
         del self._requests[request.request_id]
-        self._ended[request.request_id] = None
-        if len(self._ended) > REMEMBERED_ENDS:
-            self._ended.popitem(last=False)
         self._effects.append(Ended(request_id=request.request_id, error=error))
 
 

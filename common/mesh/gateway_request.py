@@ -1,5 +1,6 @@
 """The record of one request at its gateway: which attempt, on which workers, and how far each choice is."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from common.protocol.token_stream import TokenStream
@@ -11,8 +12,10 @@ from common.values.sampling import SamplingParameters
 class GatewayRequest:
     """`source[choice]` is the worker that is asked for missing tokens: where it was dispatched, then who emitted last.
 
-    `involved` are all workers that may hold something of the present attempt. `losses` counts lost workers and `raises`
-    all new attempts since the last new token. `waits_since` is set while no worker is there to take the request.
+    `involved` are all workers that may hold something of the present attempt. `answered` once the dispatch is: from then on
+    the request is probed. `asked` are the choices with a probe under way, `unanswered` counts probes by worker.
+    `losses` counts lost workers and `raises` new attempts since the last new token. While nobody takes the request it is
+    placed again at `retry_at`; `waits_since` is when that began, until a worker has accepted.
     """
 
     request_id: RequestId
@@ -29,12 +32,13 @@ class GatewayRequest:
     source: dict[int, WorkerId] = field(default_factory=dict)
     heard_at: dict[int, float] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
-    unanswered: int = 0
+    unanswered: Counter[WorkerId] = field(default_factory=Counter)
     involved: set[WorkerId] = field(default_factory=set)
     avoid: set[WorkerId] = field(default_factory=set)
     losses: int = 0
     raises: int = 0
     waits_since: float | None = None
+    retry_at: float | None = None
 
     def unfinished(self) -> list[TokenStream]:
         return [stream for stream in self.streams.values() if not stream.ended]

@@ -30,7 +30,7 @@ class WorkerRegistry:
             return
         self.pending.pop(snapshot.worker, None)
         if gone:
-            self._forget(snapshot.worker)
+            self.forget(snapshot.worker)
             return
         self._snapshots[snapshot.worker] = snapshot
         self._observed_at[snapshot.worker] = now
@@ -48,7 +48,7 @@ class WorkerRegistry:
             return
         for worker, observed_at in list(self._observed_at.items()):
             if now - observed_at > SILENT_AFTER_S:
-                self._forget(worker)
+                self.forget(worker)
 
     def refresh(self, now: float) -> None:
         """The broker was away: nobody could be heard, so nobody was silent."""
@@ -71,7 +71,8 @@ class WorkerRegistry:
         """Models that at least one ready worker serves."""
         return sorted({s.model for s in self._snapshots.values() if s.state == "ready"})
 
-    def _forget(self, worker: WorkerId) -> None:
+    def forget(self, worker: WorkerId) -> None:
+        """A worker is taken for lost until it is heard again."""
         self._snapshots.pop(worker, None)
         self._observed_at.pop(worker, None)
         self.pending.pop(worker, None)

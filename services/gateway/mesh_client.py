@@ -192,7 +192,7 @@ class LiveMesh:
         self._after_event()
 
     def _cancel(self, request_id: RequestId, choice: int | None) -> None:
-        self._core.cancel(request_id, choice)
+        self._core.cancel(request_id, choice, self._now())
         self._after_event()
 
     # ------------------------------------------------------------------ loops
@@ -281,7 +281,7 @@ class LiveMesh:
             )
             reply = None if payload is None else decode_dispatch_reply(payload)
         except (StoreUnavailable, BrokerUnavailable, PayloadTooLarge) as error:
-            self._core.abort(request_id, dispatch.attempt, error)
+            self._core.abort(request_id, dispatch.attempt, error, self._now())
         except PeerError as error:
             logger.warning("malformed_answer", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
             self._core.on_dispatch_answer(request_id, dispatch.attempt, effect.worker, None, self._now())

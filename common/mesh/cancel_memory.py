@@ -1,0 +1,33 @@
+"""When each worker was last told to end a request, so that frames which were under way meanwhile are not answered each.
+
+A cancel can be lost with the broker's connection. Frames that still come a second after it say so, and are answered with
+another.
+"""
+
+from collections import OrderedDict
+
+from common.values.ids import RequestId, WorkerId
+
+UNDER_WAY_S = 1.0
+MAX_REMEMBERED = 16384
+
+
+class CancelMemory:
+    """One per gateway, bounded: the oldest are forgotten first, which costs a cancel too many."""
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[tuple[RequestId, WorkerId], float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def told(self, request: RequestId, worker: WorkerId, now: float) -> None:
+        self._told[request, worker] = now
+        self._told.move_to_end((request, worker))
+        if len(self._told) > MAX_REMEMBERED:
+            self._told.popitem(last=False)
+
+    def is_due(self, request: RequestId, worker: WorkerId, now: float) -> bool:
+        """Whether a frame of what is over here deserves a cancel now."""
+        at = self._told.get((request, worker))
+        return at is None or now - at > UNDER_WAY_S

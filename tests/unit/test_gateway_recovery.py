@@ -1,0 +1,282 @@
+"""How a gateway notices gaps, silence and lost workers, and places requests again, said with literal events and times."""
+
+import pytest
+
+from common.mesh.gateway import (
+    FULL_RETRY_S,
+    MAX_ITEMS,
+    MAX_LOSSES,
+    MAX_UNANSWERED,
+    MAX_UNANSWERED_ALIVE,
+    PATIENCE_S,
+)
+from common.mesh.gateway_effects import SendDispatch, SendReplay
+from common.values.errors import (
+    BrokerUnavailable,
+    Overloaded,
+    RequestFailed,
+    Unavailable,
+)
+from common.values.ids import RequestId
+from common.values.sampling import SamplingParameters
+from common.values.tokens import NewTokens
+from tests.gateway_driver import MODEL, Driver
+
+
+def test_a_gap_is_probed_after_50_ms() -> None:
+    d = Driver()
+    d.started("a")
+    d.frame("a", 0, 5, now=1.0)
+    d.frame("a", 2, 7, now=1.2)
+    assert d.probes(1.24) == []
+    assert d.probes(1.26) == [("a", [0])]
+    d.replay("a", "running", now=1.27, new=NewTokens(first=1, tokens=(6,)))
+    assert d.delivered() == [5, 6, 7]
+
+
+def test_frames_behind_a_gap_do_not_put_its_probe_off() -> None:
+    d = Driver()
+    d.started("a")
+    for step in range(5):
+        d.frame("a", 1 + step, 6, now=1.0 + 0.02 * step)
+    assert d.probes(1.06) == [("a", [0])]
+
+
+@pytest.mark.parametrize(("step_s", "patience_s"), [(0.0, 0.25), (0.02, 0.25), (0.5, 2.0)])
+def test_silence_is_probed_after_250_ms_or_four_steps(step_s: float, patience_s: float) -> None:
+    d = Driver()
+    d.started("a")
+    d.know("a", 0.0, step_s=step_s)
+    d.frame("a", 0, 5, now=1.0)
+    d.know("a", 1.0 + patience_s, step_s=step_s)
+    assert d.probes(1.0 + patience_s - 0.01) == []
+    assert d.probes(1.0 + patience_s + 0.01) == [("a", [0])]
+
+
+def test_one_probe_of_a_choice_is_under_way_at_a_time() -> None:
+    d = Driver()
+    d.started("a", choices=2)
+    d.frame("a", 0, 5, choice=1, now=0.2)
+    assert d.probes(0.3) == [("a", [0])]
+    assert d.probes(0.35) == []
+    assert d.probes(0.5) == [("a", [1])]
+    d.replay("a", None, choice=0, now=0.6)
+    assert d.probes(0.65) == [("a", [0])]
+    d.replay("a", "running", choice=1, now=0.7)
+    assert d.probes(0.7) == []
+    assert d.probes(1.0) == [("a", [1])]
+
+
+def test_the_probes_of_one_worker_go_together_in_pages() -> None:
+    d = Driver()
+    d.know("a")
+    for number in range(MAX_ITEMS // 100 + 1):
+        d.core.start(
+            request_id=RequestId(f"r{number}"),
+            model=MODEL,
+            prompt=(1,),
+            sampling=SamplingParameters(max_tokens=4, seed=1),
+            choices=100,
+            salt=b"",
+            deadline=None,
+            now=0.0,
+        )
+        d.core.abort(RequestId(f"r{number}"), 7, BrokerUnavailable("of no attempt"), 0.0)
+        for choice in range(100):
+            d.frame("a", 0, 5, choice=choice, now=0.0, request=f"r{number}")
+    sizes = [len(e.items) for e in d.tick(1.0) if isinstance(e, SendReplay)]
+    assert sizes == [MAX_ITEMS, 1100 - MAX_ITEMS]
+
+
+def test_what_has_moved_is_asked_for_at_its_new_worker() -> None:
+    d = Driver()
+    d.know("p", role="prefill", peers=("d",))
+    d.know("d", role="decode")
+    d.start()
+    (sent,) = [e for e in d.take() if isinstance(e, SendDispatch)]
+    assert (sent.worker, sent.dispatch.decode_worker) == ("p", "d")
+    d.answer("p", "accepted")
+    assert d.probes(0.3) == [("p", [0])]
+    d.replay("p", "moved", now=0.3, new=NewTokens(first=0, tokens=(5,)), moved_to="d")
+    assert d.delivered() == [5]
+    assert d.probes(0.6) == [("d", [0])]
+
+
+def test_an_answer_of_the_old_worker_does_not_turn_the_probe_back() -> None:
+    d = Driver()
+    d.started("a", "b")
+    d.probes(0.3)
+    d.frame("b", 0, 5, now=0.3)
+    d.replay("a", "moved", now=0.35, moved_to="c")
+    assert d.probes(0.65) == [("b", [0])]
+    d.frame("b", 1, 6, now=0.7)
+    d.replay("a", "unknown", now=0.7)
+    assert d.dispatches() == []
+
+
+def test_an_unknown_sequence_is_placed_again_and_nobody_is_blamed() -> None:
+    d = Driver()
+    d.started("a")
+    d.frame("a", 0, 5, now=0.1)
+    for attempt in range(1, 10):
+        d.replay("a", "unknown", attempt=attempt, now=float(attempt))
+        assert d.dispatches()[-1] == ("a", attempt + 1)
+    assert d.core.counters["unknown"] == 9
+    assert d.core.counters["workers_lost"] == 0
+
+
+def test_a_worker_that_leaves_three_probes_unanswered_is_lost() -> None:
+    d = Driver()
+    d.started("a", "b")
+    d.silent_probes("a", MAX_UNANSWERED - 1, now=2.0)
+    assert d.dispatches() == []
+    d.silent_probes("a", 1, now=2.0)
+    assert d.dispatches() == [("b", 2)]
+    assert d.core.counters["workers_lost"] == 1
+
+
+def test_a_worker_that_is_still_heard_may_answer_slowly() -> None:
+    d = Driver()
+    d.started("a", "b")
+    d.know("a", 2.0)
+    d.silent_probes("a", MAX_UNANSWERED_ALIVE - 1, now=2.5)
+    assert d.dispatches() == []
+    d.silent_probes("a", 1, now=2.5)
+    assert d.dispatches() == [("b", 2)]
+
+
+def test_an_answer_clears_the_worker_that_gave_it_and_no_other() -> None:
+    d = Driver()
+    d.started("a", "b", choices=2)
+    d.frame("b", 0, 5, choice=1, now=0.1)
+    d.silent_probes("a", MAX_UNANSWERED - 1, now=2.0)
+    d.frame("b", 1, 6, choice=1, now=2.0)
+    d.replay("b", "running", choice=1, now=2.0)
+    assert d.dispatches() == []
+    d.silent_probes("a", 1, now=2.0)
+    assert [attempt for _, attempt in d.dispatches()] == [2]
+    d.frame("b", 0, 5, attempt=2, now=2.1)
+    d.silent_probes("b", MAX_UNANSWERED - 1, attempt=2, now=4.0)
+    d.frame("b", 1, 6, attempt=2, now=4.0)
+    d.silent_probes("b", MAX_UNANSWERED - 1, attempt=2, now=4.0)
+    assert d.dispatches() == []
+
+
+def test_a_worker_that_is_gone_is_lost_with_the_first_unanswered_probe() -> None:
+    d = Driver()
+    d.started("a", "b")
+    d.farewell("a", 0.2)
+    d.replay("a", None, now=0.5)
+    assert d.dispatches() == [("b", 2)]
+
+
+def test_silence_does_not_count_while_the_broker_is_silent_itself() -> None:
+    d = Driver()
+    d.started("a", "b")
+    d.silent_probes("a", MAX_UNANSWERED - 1, now=2.0)
+    for second in range(10):
+        d.replay("a", None, now=3.0 + second, broker_alive=False)
+    d.silent_probes("a", MAX_UNANSWERED - 1, now=20.0)
+    assert d.dispatches() == []
+
+
+def test_the_third_worker_lost_without_a_token_between_ends_the_request() -> None:
+    d = Driver()
+    d.started("a", "b", "c", "e")
+    for attempt, worker in enumerate(("a", "b"), 1):
+        d.silent_probes(worker, MAX_UNANSWERED, attempt=attempt, now=2.0)
+    d.frame("c", 0, 5, attempt=3, now=2.1)
+    assert d.dispatches()[-1] == ("c", 3)
+    for attempt, worker in enumerate(("c", "e"), 3):
+        d.silent_probes(worker, MAX_UNANSWERED, attempt=attempt, now=4.0)
+    assert d.ends() == []
+    for worker in ("a", "b"):
+        d.know(worker, 4.0)
+    d.silent_probes("a", MAX_UNANSWERED, attempt=5, now=6.0)
+    error = d.error()
+    assert isinstance(error, RequestFailed)
+    assert (error.code, error.status) == ("worker_lost", 502)
+    assert d.core.counters["workers_lost"] == MAX_LOSSES + 2
+
+
+def test_when_the_only_worker_is_lost_the_request_waits_for_its_return() -> None:
+    d = Driver()
+    d.started("a")
+    d.frame("a", 0, 5, now=0.1)
+    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    assert d.dispatches() == []
+    assert d.tick(10.0) == []
+    d.know("a", 11.0)
+    assert d.dispatches() == [("a", 2)]
+    d.answer("a", "accepted", attempt=2, now=11.0)
+    d.frame("a", 1, 6, attempt=2, end=True, now=11.1)
+    assert d.delivered() == [5, 6]
+    assert d.ends() == [None]
+
+
+def test_where_no_worker_comes_back_the_request_ends_after_its_patience() -> None:
+    d = Driver()
+    d.started("a")
+    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.tick(2.0 + PATIENCE_S)
+    assert d.ends() == []
+    d.tick(2.1 + PATIENCE_S)
+    assert isinstance(d.error(), Unavailable)
+
+
+def test_while_a_request_waits_old_probes_do_not_count_again() -> None:
+    d = Driver()
+    d.started("a", choices=2)
+    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.replay("a", None, choice=1, now=2.0)
+    d.replay("a", "unknown", choice=1, now=2.0)
+    assert d.core.counters["workers_lost"] == 1
+    d.know("a", 3.0)
+    assert d.dispatches() == [("a", 2)]
+
+
+def test_a_token_of_a_worker_taken_for_lost_is_still_taken_while_nobody_else_is_there() -> None:
+    d = Driver()
+    d.started("a")
+    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.frame("a", 0, 5, now=2.5)
+    d.frame("a", 1, 6, end=True, now=2.6)
+    assert d.delivered() == [5, 6]
+    assert d.ends() == [None]
+
+
+def test_a_running_request_waits_while_every_queue_is_full() -> None:
+    """Its tokens are out already: a moment of load is no reason to end it, nor to ask over and over."""
+    d = Driver()
+    d.started("a", "b")
+    d.frame("a", 0, 5, now=0.1)
+    d.replay("a", "unknown", now=1.0)
+    for worker, attempt in (("b", 2), ("a", 3), ("b", 4)):
+        assert d.dispatches() == [(worker, attempt)]
+        d.answer(worker, "full", attempt=attempt, now=1.0)
+    d.know("a", 1.0)
+    assert d.dispatches() == []
+    d.tick(1.0 + FULL_RETRY_S - 0.01)
+    assert d.ends() == []
+    d.core.on_tick(1.0 + FULL_RETRY_S)
+    assert d.dispatches() == [("a", 5)]
+    d.answer("a", "accepted", attempt=5, now=1.3)
+    d.frame("a", 1, 6, attempt=5, end=True, now=1.4)
+    assert d.delivered() == [5, 6]
+
+
+def test_a_running_request_does_not_wait_for_room_forever() -> None:
+    d = Driver()
+    d.started("a")
+    d.replay("a", "unknown", now=0.0)
+    now, most = 0.0, 0
+    while now < 2 * PATIENCE_S and d.core.active:
+        for worker, attempt in d.dispatches():
+            d.answer(worker, "full", attempt=attempt, now=now)
+            most = attempt
+        now += 0.05
+        d.know("a", now)
+        d.core.on_tick(now)
+    assert isinstance(d.error(), Overloaded)
+    assert PATIENCE_S < now < PATIENCE_S + 1.0
+    assert most <= 1 + 3 * PATIENCE_S / FULL_RETRY_S
