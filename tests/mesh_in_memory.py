@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from common.adapters.memory_broker import MemoryHub
+from common.adapters.memory_broker import MemoryBroker, MemoryHub
 from common.adapters.memory_peers import MemoryPeerHub, MemoryPeerNetwork
 from common.adapters.memory_store import MemoryStore
 from common.adapters.memory_transport import MemoryTransport, MemoryTransportHub
@@ -60,12 +60,14 @@ class MeshInMemory:
     names: Names = field(default_factory=lambda: Names("test"))
     workers: dict[str, "RunningWorker"] = field(default_factory=dict)
     gateways: list[tuple[LiveMesh, asyncio.Task[None]]] = field(default_factory=list)
+    gateway_brokers: dict[str, MemoryBroker] = field(default_factory=dict)
 
     async def start_gateway(self, name: str = "g0") -> LiveMesh:
+        self.gateway_brokers[name] = broker = self.broker.connect()
         mesh = LiveMesh(
             gateway=GatewayId(name),
             incarnation=make_incarnation(),
-            broker=self.broker.connect(),
+            broker=broker,
             store=self.store,
             names=self.names,
         )
@@ -199,9 +201,9 @@ class RunningWorker:
 
 
 @asynccontextmanager
-async def running_mesh() -> AsyncIterator[MeshInMemory]:
+async def running_mesh(*, max_payload_bytes: int = 1 << 20) -> AsyncIterator[MeshInMemory]:
     async with asyncio.TaskGroup() as tasks:
-        mesh = MeshInMemory(tasks)
+        mesh = MeshInMemory(tasks, broker=MemoryHub(max_payload_bytes=max_payload_bytes))
         try:
             yield mesh
         finally:

@@ -32,10 +32,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Peer:
-    """One connection. `waiting` holds messages that came before the peer had joined; `talks` once it said more than hello."""
+    """One connection. `waiting` holds messages that came before the peer had joined; `talks` once it said more than hello;
+    `dialled` is whom we called, who may not have said hello yet."""
 
     connection: PeerConnection
     heard_at: float
+    dialled: WorkerId | None = None
     worker: WorkerId | None = None
     incarnation: Incarnation | None = None
     link: KvLink | None = None
@@ -94,13 +96,16 @@ class PeerLinks:
         if gone:
             self._announced.pop(worker, None)
             self._tried.discard(worker)
+            self.unpaired.pop(worker, None)
+            self._tried_changed.set()
             return
         self._heard[worker] = asyncio.get_running_loop().time()
         known = self._announced.get(worker)
         if known is not None and known.incarnation != snapshot.incarnation:
             self.unpaired.pop(worker, None)
         self._announced[worker] = snapshot
-        due = self._me < worker and worker not in self._dialling and worker not in self.unpaired
+        calling = worker in self._dialling or any(peer.dialled == worker and peer.worker is None for peer in self._connections)
+        due = self._me < worker and not calling and worker not in self.unpaired
         if due and not self._closing and not self._is_connected(worker, snapshot.incarnation):
             self._dialling[worker] = self._tasks.create_task(self._dial(worker), name=f"dial {worker}")
 
@@ -146,6 +151,7 @@ class PeerLinks:
             if now - heard_at > FORGET_AFTER_S and not late:
                 del self._heard[worker]
                 self._announced.pop(worker, None)
+                self._tried_changed.set()
         if late:
             for peer in self._connections:
                 peer.heard_at = now
@@ -187,13 +193,13 @@ class PeerLinks:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, REDIAL_MOST_S)
                     continue
-                self._accepted(connection)
+                self._accepted(connection, dialled=worker)
                 return
         finally:
             self._dialling.pop(worker, None)
 
-    def _accepted(self, connection: PeerConnection) -> None:
-        peer = _Peer(connection, asyncio.get_running_loop().time())
+    def _accepted(self, connection: PeerConnection, *, dialled: WorkerId | None = None) -> None:
+        peer = _Peer(connection, asyncio.get_running_loop().time(), dialled)
         self._connections.add(peer)
         connection.send(encode(self._hello))
         connection.listen(lambda payload: self._received(peer, payload), lambda reason: self._lose(peer, reason))

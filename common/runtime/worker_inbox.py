@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 
@@ -24,6 +25,7 @@ from common.protocol.subjects import Names
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
 from common.values.errors import BrokerUnavailable, InvariantBroken, PayloadTooLarge, PeerError, SegueError, StoreUnavailable
 from common.values.ids import RequestId
+from common.values.tokens import NewTokens
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ class WorkerInbox:
     def _respond(self, message: Message, reply: DispatchReply) -> None:
         try:
             message.respond(encode(reply))
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, PayloadTooLarge) as error:
             logger.warning("answer_lost", extra={"fields": {"reason": str(error)}})
 
     def on_replay(self, message: Message) -> None:
@@ -116,12 +118,22 @@ class WorkerInbox:
         while True:
             identity = self._identity
             payload = encode(ReplayReply(worker=identity.worker, incarnation=identity.incarnation, entries=entries, more=more))
-            if len(payload) <= self._world.broker.max_payload_bytes or len(entries) <= 1:
+            if len(payload) <= self._world.broker.max_payload_bytes:
                 return payload
-            entries, more = entries[: len(entries) // 2], True
+            if len(entries) > 1:
+                entries, more = entries[: len(entries) // 2], True
+            elif entries and entries[0].new is not None and len(entries[0].new.tokens) > 1:
+                entries, more = [msgspec.structs.replace(entries[0], new=_first_half(entries[0].new))], True
+            else:
+                return payload
 
     def _now(self) -> float:
         return time.monotonic()
+
+
+def _first_half(new: NewTokens) -> NewTokens:
+    half = len(new.tokens) // 2
+    return replace(new, tokens=new.tokens[:half], logprobs=new.logprobs[:half], ending=None)
 
 
 def _refusal(dispatch: Dispatch, code: str, message: str) -> DispatchReply:

@@ -62,6 +62,9 @@ class LiveGeneration:
         self._arrived.set()
 
     def finish(self, error: SegueError | None) -> None:
+        """The one end; a second one changes nothing."""
+        if self._ended:
+            return
         self._ended = True
         self._error = error
         if not self.accepted.done():

@@ -94,8 +94,15 @@ class LiveMesh:
                 await asyncio.get_running_loop().create_future()
             finally:
                 self._tasks = None
+                self._end_all()
                 for subscription in subscriptions:
                     await subscription.close()
+
+    def _end_all(self) -> None:
+        """Nobody will follow these requests any more: their readers are told, their workers stop."""
+        for request_id, generation in list(self._generations.items()):
+            generation.finish(Unavailable("the gateway is stopping"))
+            self._cancel(request_id, None)
 
     async def first_cards(self, *, timeout_s: float) -> None:
         """Wait until a model can be served, but not for ever: a gateway that restarts should not say that there is none."""
@@ -276,6 +283,8 @@ class LiveMesh:
         request_id = RequestId(dispatch.request_id)
         try:
             await self._record_attempt(request_id, effect)
+            if request_id not in self._generations:
+                return
             payload = await self._broker.request(
                 self._names.worker_inbox(effect.worker), self._encoded(dispatch), timeout_s=DISPATCH_TIMEOUT_S
             )
@@ -335,16 +344,22 @@ class LiveMesh:
             logger.warning("cancel_lost", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
 
     async def _replay(self, effect: SendReplay) -> None:
-        request = ReplayRequest(items=list(effect.items))
+        """One question, or several where it would pass the broker's limit."""
+        question = encode(ReplayRequest(items=list(effect.items)))
+        if len(question) > self._broker.max_payload_bytes and len(effect.items) > 1:
+            half = len(effect.items) // 2
+            await self._replay(SendReplay(worker=effect.worker, items=effect.items[:half]))
+            await self._replay(SendReplay(worker=effect.worker, items=effect.items[half:]))
+            return
         entries = None
         alive = True
         try:
-            payload = await self._broker.request(self._names.worker_replay(effect.worker), encode(request), timeout_s=REPLAY_TIMEOUT_S)
+            payload = await self._broker.request(self._names.worker_replay(effect.worker), question, timeout_s=REPLAY_TIMEOUT_S)
             if payload is not None:
                 entries = decode_replay_reply(payload).entries
             else:
                 alive = await self._broker.ping(timeout_s=PING_TIMEOUT_S)
-        except BrokerUnavailable:
+        except (BrokerUnavailable, PayloadTooLarge):
             alive = False
         except PeerError as error:
             logger.warning("malformed_replay", extra={"fields": {"worker": effect.worker, "reason": str(error)}})

@@ -260,8 +260,10 @@ def test_a_running_request_waits_while_every_queue_is_full() -> None:
     assert d.ends() == []
     d.core.on_tick(1.0 + FULL_RETRY_S)
     assert d.dispatches() == [("a", 5)]
-    d.answer("a", "accepted", attempt=5, now=1.3)
-    d.frame("a", 1, 6, attempt=5, end=True, now=1.4)
+    d.answer("a", "full", attempt=5, now=1.3)
+    assert d.dispatches() == [("b", 6)], "each worker is asked again"
+    d.answer("b", "accepted", attempt=6, now=1.3)
+    d.frame("b", 1, 6, attempt=6, end=True, now=1.4)
     assert d.delivered() == [5, 6]
 
 
