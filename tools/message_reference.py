@@ -17,6 +17,7 @@ PAGE = Path(__file__).parents[1] / "common" / "protocol" / "MESSAGES.md"
 _PARTS = (
     ("Gateway to worker: the inbox", ("Dispatch", "ChoiceState", "Cancel", "DispatchReply")),
     ("Worker to gateway", ("TokenFrame", "FrameEntry", "ReplayRequest", "ReplayItem", "ReplayReply", "ReplayEntry", "Snapshot")),
+    ("Gateway to all workers", ("GatewayBeat",)),
     (
         "Worker to worker: the control connection",
         (

@@ -3,7 +3,7 @@
 Time is an argument, so that a test lets a record expire by moving its clock. `set_available(False)` is a dead server.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.values.errors import InvariantBroken, StoreUnavailable
@@ -13,6 +13,7 @@ from common.values.errors import InvariantBroken, StoreUnavailable
 class _Record:
     expires_at: float
     fields: dict[str, bytes] = field(default_factory=dict)
+    entries: list[bytes] = field(default_factory=list)
 
 
 class MemoryStore:
@@ -62,6 +63,17 @@ class MemoryStore:
 
     async def keys(self, prefix: str) -> list[str]:
         return [key for key in list(self._records) if key.startswith(prefix) and self._find(key) is not None]
+
+    async def append(self, lists: Mapping[str, Sequence[bytes]], *, ttl_s: float) -> None:
+        for key, entries in lists.items():
+            self._find(key)
+            record = self._records.setdefault(key, _Record(expires_at=0.0))
+            record.entries.extend(entries)
+            record.expires_at = self._now() + ttl_s
+
+    async def read_list(self, key: str) -> list[bytes]:
+        record = self._find(key)
+        return [] if record is None else list(record.entries)
 
     async def ping(self, *, timeout_s: float) -> bool:
         return self._available

@@ -128,6 +128,26 @@ class RedisStore:
             pass
         return list(found)
 
+    async def append(self, lists: Mapping[str, Sequence[bytes]], *, ttl_s: float) -> None:
+        """One round trip for all."""
+
+        async def operation(client: Redis) -> None:
+            async with client.pipeline(transaction=False) as pipe:
+                for key, entries in lists.items():
+                    if entries:
+                        pipe.rpush(key, *entries)
+                        pipe.pexpire(key, _milliseconds(ttl_s))
+                await pipe.execute()
+
+        if any(lists.values()):
+            await self._run(operation)
+
+    async def read_list(self, key: str) -> list[bytes]:
+        async def operation(client: Redis) -> list[bytes]:
+            return [_bytes(entry) for entry in await client.lrange(key, 0, -1)]
+
+        return await self._run(operation)
+
     async def ping(self, *, timeout_s: float) -> bool:
         try:
             async with asyncio.timeout(timeout_s):

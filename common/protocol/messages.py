@@ -46,13 +46,15 @@ class Dispatch(Wire, frozen=True, kw_only=True, tag="dispatch"):
     """Place a request: prefill here, then hand over to `decode_worker`, or run it here where that is None.
 
     `prompt` is None for a prompt that would pass the broker's message limit: the worker reads it in the request record.
-    `salt` separates the prefix caches of tenants. `remaining_s` bounds the whole request.
+    `salt` separates the prefix caches of tenants. `remaining_s` bounds the whole request. `epoch` rises with every change of
+    the request's gateway.
     """
 
     request_id: Name
     attempt: Count
     gateway: Name
     incarnation: Name
+    epoch: Count = 1
     model: ModelKey
     prompt: bytes | None
     choices: Annotated[list[ChoiceState], msgspec.Meta(min_length=1, max_length=MAX_CHOICES)]
@@ -63,11 +65,13 @@ class Dispatch(Wire, frozen=True, kw_only=True, tag="dispatch"):
 
 
 class Cancel(Wire, frozen=True, kw_only=True, tag="cancel"):
-    """End these choices (all where None) up to this attempt, wherever they are; refuse them if they come later."""
+    """End these choices (all where None) up to this attempt, wherever they are; refuse them if they come later. Ignored
+    where a gateway of a higher epoch has taken the request over."""
 
     request_id: Name
     attempt: Count
     choices: list[int] | None = None
+    epoch: Count = 1
 
 
 InboxMessage = Dispatch | Cancel
@@ -109,17 +113,24 @@ class ReplayItem(msgspec.Struct, frozen=True, kw_only=True):
     choice: int
     attempt: int
     next_index: Count
+    epoch: Count = 1
 
 
 class ReplayRequest(Wire, frozen=True, kw_only=True):
+    """Asks for missing tokens and for the state of sequences. From a higher epoch than the worker knows it is an adoption
+    as well: frames go to `gateway` from then on."""
+
     items: Annotated[list[ReplayItem], msgspec.Meta(max_length=MAX_ENTRIES)]
+    gateway: str = ""
+    incarnation: str = ""
 
 
-SequenceState = Literal["queued", "running", "preempted", "moved", "ended", "unknown"]
+SequenceState = Literal["queued", "running", "preempted", "moved", "ended", "unknown", "adopted"]
 
 
 class ReplayEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """`new` holds the tokens from the asked index on. `moved_to` names the worker for state `moved`."""
+    """`new` holds the tokens from the asked index on. `moved_to` names the worker for state `moved`. `adopted`: a gateway of
+    a higher epoch owns the request, the asker drops it."""
 
     request_id: str
     choice: int
@@ -143,6 +154,13 @@ class Snapshot(Wire, frozen=True, kw_only=True):
 
     snapshot: WorkerSnapshot
     gone: bool = False
+
+
+class GatewayBeat(Wire, frozen=True, kw_only=True):
+    """Each second: the gateway lives. Workers end the sequences of one that has fallen silent for good."""
+
+    gateway: Name
+    incarnation: Name
 
 
 # ---------------------------------------------------------------------------------------- worker ↔ worker (control)
@@ -170,6 +188,8 @@ class Offer(Wire, frozen=True, kw_only=True, tag="offer"):
     attempt: Count
     number: Count
     gateway: Name
+    gateway_incarnation: str = ""
+    epoch: Count = 1
     prompt: bytes
     tokens: list[int]
     sampling: SamplingParameters
@@ -300,6 +320,7 @@ _token_frame = msgspec.msgpack.Decoder(TokenFrame)
 _replay_request = msgspec.msgpack.Decoder(ReplayRequest)
 _replay_reply = msgspec.msgpack.Decoder(ReplayReply)
 _snapshot = msgspec.msgpack.Decoder(Snapshot)
+_gateway_beat = msgspec.msgpack.Decoder(GatewayBeat)
 
 
 def encode(message: msgspec.Struct) -> bytes:
@@ -332,6 +353,10 @@ def decode_replay_reply(payload: bytes) -> ReplayReply:
 
 def decode_snapshot(payload: bytes) -> Snapshot:
     return _decode(_snapshot, payload)
+
+
+def decode_gateway_beat(payload: bytes) -> GatewayBeat:
+    return _decode(_gateway_beat, payload)
 
 
 def _decode(decoder: "msgspec.msgpack.Decoder[T]", payload: bytes) -> T:

@@ -5,11 +5,13 @@
 | `segue.v1.<mesh>.worker.<id>.inbox` | `InboxMessage` (answered `DispatchReply` for a dispatch) | gateway → worker |
 | `segue.v1.<mesh>.worker.<id>.replay` | `ReplayRequest` → `ReplayReply` | gateway → worker |
 | `segue.v1.<mesh>.gateway.<id>.tokens` | `TokenFrame` | worker → gateway |
+| `segue.v1.<mesh>.gateway.<id>.beat` | `GatewayBeat` | gateway → workers |
 | `segue.v1.<mesh>.snapshot.<id>` | `WorkerSnapshot` (in a `Snapshot`) | worker → all |
 
 | key | what | lives |
 | --- | --- | --- |
 | `segue:v1:<mesh>:request:<id>` | the request record | while it runs, then 10 minutes |
+| `segue:v1:<mesh>:tokens:<id>` | a request's token log: a list of `LogEntry` | as the record |
 | `segue:v1:<mesh>:model:<name>:<revision>` | the model card | 60 s, renewed by its workers |
 """
 
@@ -33,6 +35,13 @@ class Names:
     def gateway_tokens(self, gateway: GatewayId) -> str:
         return f"segue.v1.{self.mesh}.gateway.{gateway}.tokens"
 
+    def gateway_beat(self, gateway: GatewayId) -> str:
+        return f"segue.v1.{self.mesh}.gateway.{gateway}.beat"
+
+    @property
+    def all_gateway_beats(self) -> str:
+        return f"segue.v1.{self.mesh}.gateway.*.beat"
+
     def snapshot(self, worker: WorkerId) -> str:
         return f"segue.v1.{self.mesh}.snapshot.{worker}"
 
@@ -42,6 +51,9 @@ class Names:
 
     def request_key(self, request: RequestId) -> str:
         return f"segue:v1:{self.mesh}:request:{request}"
+
+    def log_key(self, request: RequestId) -> str:
+        return f"segue:v1:{self.mesh}:tokens:{request}"
 
     def model_key(self, model: ModelKey) -> str:
         return f"segue:v1:{self.mesh}:model:{model.name}:{model.revision}"

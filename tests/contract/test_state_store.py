@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from common.ports.state_store import StateStore
 from common.values.errors import InvariantBroken, StoreUnavailable
 from tests.contract.store_worlds import StoreWorld, store_world
 
@@ -181,3 +182,35 @@ async def test_giving_up_at_any_moment_mixes_no_answers(world: StoreWorld) -> No
         await asyncio.gather(*tasks, return_exceptions=True)
         records = await asyncio.gather(*(world.first.read("b") for _ in range(20)))
         assert records == [{"is": b"b"}] * 20
+
+
+async def test_entries_are_appended_in_order_to_several_lists_at_once(world: StoreWorld) -> None:
+    await world.first.append({"a": [b"1", b"2"], "b": [b"x"], "none": []}, ttl_s=LONG_S)
+    await world.second.append({"a": [bytes(range(256))], "c": [b""]}, ttl_s=LONG_S)
+    await world.second.append({}, ttl_s=LONG_S)
+    assert await world.second.read_list("a") == [b"1", b"2", bytes(range(256))]
+    assert (await world.first.read_list("b"), await world.first.read_list("c")) == ([b"x"], [b""])
+    assert await world.first.read_list("none") == []
+
+
+async def test_concurrent_appends_lose_nothing_and_keep_each_writers_order(world: StoreWorld) -> None:
+    async def write(store: StateStore, writer: bytes) -> None:
+        for number in range(20):
+            await store.append({"log": [b"%s %d" % (writer, 2 * number), b"%s %d" % (writer, 2 * number + 1)]}, ttl_s=LONG_S)
+
+    await asyncio.gather(write(world.first, b"p"), write(world.second, b"q"))
+    entries = await world.first.read_list("log")
+    for writer in (b"p", b"q"):
+        assert [e for e in entries if e.startswith(writer)] == [b"%s %d" % (writer, n) for n in range(40)]
+    assert len(entries) == 80
+
+
+async def test_an_append_renews_the_lists_time_to_live(world: StoreWorld) -> None:
+    await world.first.append({"log": [b"1"]}, ttl_s=1.0)
+    await world.let_pass(0.5)
+    await world.first.append({"log": [b"2"]}, ttl_s=1.0)
+    await world.let_pass(0.7)
+    assert await world.second.read_list("log") == [b"1", b"2"]
+    await world.let_pass(0.5)
+    assert await world.second.read_list("log") == []
+    assert "log" not in await world.second.keys("l")

@@ -81,6 +81,7 @@ ALONE: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
     (m.ReplayRequest(items=[ITEM]), m.decode_replay_request),
     (m.ReplayReply(worker="w", incarnation="i", entries=[ENTRY], more=True), m.decode_replay_reply),
     (m.Snapshot(snapshot=SNAPSHOT, gone=True), m.decode_snapshot),
+    (m.GatewayBeat(gateway="g", incarnation="i"), m.decode_gateway_beat),
 ]
 MESSAGES: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
     *((message, m.decode_inbox) for message in INBOX),
