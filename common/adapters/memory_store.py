@@ -64,12 +64,17 @@ class MemoryStore:
     async def keys(self, prefix: str) -> list[str]:
         return [key for key in list(self._records) if key.startswith(prefix) and self._find(key) is not None]
 
-    async def append(self, lists: Mapping[str, Sequence[bytes]], *, ttl_s: float) -> None:
+    async def append(self, lists: Mapping[str, Sequence[bytes]], *, ttl_s: float) -> dict[str, int]:
+        for key, entries in lists.items():
+            _check_entries(key, entries)
+        lengths = {}
         for key, entries in lists.items():
             self._find(key)
             record = self._records.setdefault(key, _Record(expires_at=0.0))
             record.entries.extend(entries)
             record.expires_at = self._now() + ttl_s
+            lengths[key] = len(record.entries)
+        return lengths
 
     async def read_list(self, key: str) -> list[bytes]:
         record = self._find(key)
@@ -100,3 +105,8 @@ class MemoryStore:
 def _check_fields(key: str, fields: Mapping[str, bytes]) -> None:
     if not fields:
         raise InvariantBroken(f"a record needs at least one field: {key}")
+
+
+def _check_entries(key: str, entries: Sequence[bytes]) -> None:
+    if not entries:
+        raise InvariantBroken(f"a list grows by at least one entry: {key}")

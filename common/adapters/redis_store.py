@@ -128,19 +128,19 @@ class RedisStore:
             pass
         return list(found)
 
-    async def append(self, lists: Mapping[str, Sequence[bytes]], *, ttl_s: float) -> None:
+    async def append(self, lists: Mapping[str, Sequence[bytes]], *, ttl_s: float) -> dict[str, int]:
         """One round trip for all."""
+        for key, entries in lists.items():
+            _check_entries(key, entries)
 
-        async def operation(client: Redis) -> None:
+        async def operation(client: Redis) -> list[int]:
             async with client.pipeline(transaction=False) as pipe:
                 for key, entries in lists.items():
-                    if entries:
-                        pipe.rpush(key, *entries)
-                        pipe.pexpire(key, _milliseconds(ttl_s))
-                await pipe.execute()
+                    pipe.rpush(key, *entries)
+                    pipe.pexpire(key, _milliseconds(ttl_s))
+                return [int(answer) for answer in (await pipe.execute())[::2]]
 
-        if any(lists.values()):
-            await self._run(operation)
+        return dict(zip(lists, await self._run(operation), strict=True)) if lists else {}
 
     async def read_list(self, key: str) -> list[bytes]:
         async def operation(client: Redis) -> list[bytes]:
@@ -249,6 +249,11 @@ async def _write(pipe: Pipeline, key: str, fields: Mapping[str, bytes], ttl_s: f
 def _check_fields(key: str, fields: Mapping[str, bytes]) -> None:
     if not fields:
         raise InvariantBroken(f"a record needs at least one field: {key}")
+
+
+def _check_entries(key: str, entries: Sequence[bytes]) -> None:
+    if not entries:
+        raise InvariantBroken(f"a list grows by at least one entry: {key}")
 
 
 def _text(value: bytes | str) -> str:

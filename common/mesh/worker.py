@@ -45,7 +45,7 @@ from common.protocol.messages import (
 )
 from common.protocol.token_log import SequenceLog, TokenLogs
 from common.values.errors import PeerError
-from common.values.ids import GatewayId, RequestId, ReservationId, SequenceKey, WorkerId
+from common.values.ids import GatewayId, Incarnation, Owner, RequestId, ReservationId, SequenceKey, WorkerId
 from common.values.step import StepPlan, StepResult
 from common.values.transfer import PullOutcome
 
@@ -66,6 +66,7 @@ class WorkerCounters:
     dispatched: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
+    stale_cancels: int = 0
 
 
 class WorkerCore:
@@ -126,10 +127,12 @@ class WorkerCore:
         verdict, code, message = self._judge(dispatch, prompt)
         self.counters.dispatched[verdict] += 1
         keys = [SequenceKey(RequestId(dispatch.request_id), state.choice) for state in dispatch.choices]
-        if verdict == "accepted" and not all(self._is_known(key, dispatch.attempt) for key in keys):
+        if verdict == "accepted":
             leader: SequenceKey | None = None
             for key, state in zip(keys, dispatch.choices, strict=True):
-                if self._is_known(key, dispatch.attempt):
+                known = self._logs.get(key)
+                if known is not None and known.attempt == dispatch.attempt:
+                    known.take_owner(_owner(dispatch))
                     continue
                 self._place(key, state, dispatch, prompt, leader, now)
                 leader = leader if leader is not None or state.tokens else key
@@ -137,6 +140,9 @@ class WorkerCore:
 
     def on_cancel(self, cancel: Cancel, now: float) -> None:
         request = RequestId(cancel.request_id)
+        if any(log.owner.epoch > cancel.epoch for _, log in self._logs.of_request(request)):
+            self.counters.stale_cancels += 1
+            return
         self._floors.cancel(request, cancel.attempt, cancel.choices, now)
         for key, log in self._logs.of_request(request):
             if log.attempt > cancel.attempt or (cancel.choices is not None and key.choice not in cancel.choices):
@@ -151,9 +157,25 @@ class WorkerCore:
                 self._logs.forget(key)
         self.desk.serve_queue()
 
-    def on_replay(self, items: Iterable[ReplayItem]) -> list[ReplayEntry]:
-        """Missing tokens and the state of each sequence asked for; this is also the gateway's probe."""
-        return [self._replay(item) for item in items]
+    def on_replay(self, items: Iterable[ReplayItem], gateway: str = "", incarnation: str = "") -> list[ReplayEntry]:
+        """Missing tokens and the state of each sequence asked for; this is also the gateway's probe, and its adoption."""
+        return [self._replay(item, Owner(GatewayId(gateway), Incarnation(incarnation), item.epoch)) for item in items]
+
+    def owners(self) -> set[Owner]:
+        """The gateways that what is queued or runs here is for."""
+        return {sequence.log.owner for sequence in self._sequences.values()}
+
+    def on_owner_lost(self, owner: Owner, now: float) -> None:
+        """A gateway fell silent for good and nobody has taken its requests over: they end here."""
+        for sequence in [s for s in self._sequences.values() if s.log.owner == owner]:
+            if sequence.key in self._sequences:
+                self._give_up(sequence, now)
+                self.counters.ended["owner_lost"] += 1
+        self.desk.serve_queue()
+
+    def token_log(self, key: SequenceKey) -> SequenceLog | None:
+        """What was emitted of a sequence; None where it was cancelled or is long over."""
+        return self._logs.get(key)
 
     # ------------------------------------------------------------------ engine events
 
@@ -235,7 +257,7 @@ class WorkerCore:
             message = "prompt and max_tokens do not fit the KV cache of a worker even when it is empty: ask for fewer tokens"
             return "refused", "kv_cache_too_small", message
         keys = [SequenceKey(RequestId(dispatch.request_id), state.choice) for state in dispatch.choices]
-        if any(self._is_stale(key, dispatch.attempt) for key in keys):
+        if any(self._is_stale(key, dispatch.attempt) or self._has_newer_owner(key, dispatch.epoch) for key in keys):
             return "stale", "", ""
         if all(self._is_known(key, dispatch.attempt) for key in keys):
             return "accepted", "", ""
@@ -250,6 +272,10 @@ class WorkerCore:
         """Also where the floor has expired under a sequence that runs on."""
         log = self._logs.get(key)
         return self._floors.is_stale(key, attempt) or (log is not None and log.attempt > attempt)
+
+    def _has_newer_owner(self, key: SequenceKey, epoch: int) -> bool:
+        log = self._logs.get(key)
+        return log is not None and log.owner.epoch > epoch
 
     def _is_known(self, key: SequenceKey, attempt: int) -> bool:
         log = self._logs.get(key)
@@ -278,13 +304,10 @@ class WorkerCore:
             after=None if state.tokens else leader,
         )
         self._engine.submit(job)
-        log = SequenceLog(
-            gateway=GatewayId(dispatch.gateway), attempt=dispatch.attempt, given=len(state.tokens), tokens=list(state.tokens)
-        )
+        log = SequenceLog(owner=_owner(dispatch), attempt=dispatch.attempt, given=len(state.tokens), tokens=list(state.tokens))
         self._sequences[key] = WorkerSequence(
             key=key,
             attempt=dispatch.attempt,
-            gateway=log.gateway,
             job=job,
             log=self._logs.open(key, log),
             peer=target if hand_off else None,
@@ -300,12 +323,12 @@ class WorkerCore:
             self.desk.send(peer, refuse(offer, reason))
             return
         self._admit(key, offer.attempt, now)
-        log = SequenceLog(gateway=GatewayId(offer.gateway), attempt=offer.attempt, given=len(offer.tokens), tokens=list(offer.tokens))
+        owner = Owner(GatewayId(offer.gateway), Incarnation(offer.gateway_incarnation), offer.epoch)
+        log = SequenceLog(owner=owner, attempt=offer.attempt, given=len(offer.tokens), tokens=list(offer.tokens))
         given = tuple(offer.tokens)
         self._sequences[key] = sequence = WorkerSequence(
             key=key,
             attempt=offer.attempt,
-            gateway=log.gateway,
             job=SequenceJob(key=key, prompt=prompt, given=given, sampling=offer.sampling, salt=offer.salt),
             log=self._logs.open(key, log),
             peer=peer,
@@ -351,7 +374,7 @@ class WorkerCore:
                 sequence.log.append(new)
                 self.counters.tokens += len(new.tokens)
                 entry = FrameEntry(request_id=event.key.request_id, choice=event.key.choice, attempt=sequence.attempt, new=new)
-                frames.setdefault(sequence.gateway, []).append(entry)
+                frames.setdefault(sequence.log.owner.gateway, []).append(entry)
                 if new.ending is not None:
                     self._on_ended(sequence, new.ending.reason, now)
                 else:
@@ -404,11 +427,15 @@ class WorkerCore:
         sequence = self._sequences.get(SequenceKey(RequestId(request), choice))
         return sequence if sequence is not None and sequence.attempt == attempt else None
 
-    def _replay(self, item: ReplayItem) -> ReplayEntry:
+    def _replay(self, item: ReplayItem, owner: Owner) -> ReplayEntry:
         key = SequenceKey(RequestId(item.request_id), item.choice)
         log = self._logs.get(key)
         if log is None or log.attempt != item.attempt:
             return ReplayEntry(request_id=item.request_id, choice=item.choice, attempt=item.attempt, state="unknown")
+        if log.owner.epoch > item.epoch:
+            return ReplayEntry(request_id=item.request_id, choice=item.choice, attempt=item.attempt, state="adopted")
+        if owner.gateway:
+            log.take_owner(owner)
         return ReplayEntry(
             request_id=item.request_id,
             choice=item.choice,
@@ -422,3 +449,7 @@ class WorkerCore:
         if log.state in ("queued", "running", "preempted") and self._engine.phase(key) is Phase.RUNNING:
             return "running"
         return log.state
+
+
+def _owner(dispatch: Dispatch) -> Owner:
+    return Owner(GatewayId(dispatch.gateway), Incarnation(dispatch.incarnation), dispatch.epoch)

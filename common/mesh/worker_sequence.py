@@ -8,7 +8,7 @@ from common.protocol.handoff_receiver import Receiver
 from common.protocol.handoff_sender import Sender
 from common.protocol.messages import ReadyBlock
 from common.protocol.token_log import SequenceLog
-from common.values.ids import GatewayId, SequenceKey, WorkerId
+from common.values.ids import SequenceKey, WorkerId
 
 Settlement = Literal["moved", "kept", "dropped", "running", "released"]
 """How a hand-off ended: for its sender `moved`, `kept` (decoded here) or `dropped`; for its receiver `running` or `released`."""
@@ -24,7 +24,6 @@ class WorkerSequence:
 
     key: SequenceKey
     attempt: int
-    gateway: GatewayId
     job: SequenceJob
     log: SequenceLog
     peer: WorkerId | None = None

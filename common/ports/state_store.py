@@ -32,9 +32,10 @@ class StateStore(Protocol):
         """Keys that start with `prefix`; without blocking the server (SCAN)."""
         ...
 
-    async def append(self, lists: Mapping[str, Sequence[bytes]], *, ttl_s: float) -> None:
-        """Add entries at the end of several lists, each list's together and in order; make the lists that are missing;
-        renew their time to live. Where this raises, any of the lists may have its entries."""
+    async def append(self, lists: Mapping[str, Sequence[bytes]], *, ttl_s: float) -> dict[str, int]:
+        """Add entries (at least one a list) at the end of several lists, each list's together and in order; make the lists
+        that are missing; renew their time to live. Returns how long each list is now. Where this raises, any of the lists
+        may have its entries."""
         ...
 
     async def read_list(self, key: str) -> list[bytes]:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from common.protocol.messages import SequenceState
-from common.values.ids import GatewayId, RequestId, SequenceKey, WorkerId
+from common.values.ids import Owner, RequestId, SequenceKey, WorkerId
 from common.values.tokens import Ending, NewTokens, PositionLogprobs
 
 KEEP_S = 120.0
@@ -16,9 +16,12 @@ MAX_ENDED = 16384
 
 @dataclass(slots=True, kw_only=True)
 class SequenceLog:
-    """`logprobs` is empty, or covers the tokens from index `given` on: tokens that a worker was given carry none."""
+    """`logprobs` is empty, or covers the tokens from index `given` on: tokens that a worker was given carry none.
 
-    gateway: GatewayId
+    `stored_tokens` and `stored_entries` say how far the log in the store has come.
+    """
+
+    owner: Owner
     attempt: int
     given: int = 0
     tokens: list[int] = field(default_factory=list)
@@ -28,6 +31,13 @@ class SequenceLog:
     state: SequenceState = "queued"
     moved_to: WorkerId | None = None
     over_at: float | None = None
+    stored_tokens: int = 0
+    stored_entries: int = 0
+
+    def take_owner(self, owner: Owner) -> None:
+        """A gateway of a higher epoch has taken the request over; others change nothing."""
+        if owner.epoch > self.owner.epoch:
+            self.owner = owner
 
     def since(self, index: int) -> NewTokens | None:
         """What was emitted from `index` on; None where that is nothing."""
@@ -38,6 +48,19 @@ class SequenceLog:
             tokens=tuple(self.tokens[index:]),
             logprobs=tuple(self.logprobs[index - self.given :]) if index >= self.given else (),
             prompt_logprobs=self.prompt_logprobs if index == 0 else None,
+            ending=self.ending,
+        )
+
+    def not_stored(self) -> NewTokens | None:
+        """What the store lacks; None where that is nothing. Log-probabilities are those of the last tokens."""
+        first = self.stored_tokens
+        if first >= len(self.tokens) and self.ending is None:
+            return None
+        return NewTokens(
+            first=first,
+            tokens=tuple(self.tokens[first:]),
+            logprobs=tuple(self.logprobs[max(0, first - self.given) :]),
+            prompt_logprobs=self.prompt_logprobs if first == 0 else None,
             ending=self.ending,
         )
 

@@ -106,7 +106,7 @@ class WorkerInbox:
         except PeerError as error:
             logger.warning("malformed_replay", extra={"fields": {"reason": str(error)}})
             return
-        entries = self._core.on_replay(request.items)
+        entries = self._core.on_replay(request.items, request.gateway, request.incarnation)
         try:
             message.respond(self._fitting_reply(entries))
         except (BrokerUnavailable, PayloadTooLarge) as error:

@@ -10,7 +10,7 @@ from common.runtime.worker_service import WorkerService
 SETTLEMENTS = ("moved", "kept", "dropped", "running", "released")
 PULL_OUTCOMES = ("copied", "generation", "checksum", "refused", "lost", "missing")
 VERDICTS = ("accepted", "full", "stale", "refused")
-ENDINGS = ("stop", "length", "error", "cancelled")
+ENDINGS = ("stop", "length", "error", "cancelled", "owner_lost")
 REFUSALS = ("stale", "full", "draining", "never_fits", "mismatch")
 _LOADS = {
     "segue_sequences_waiting": ("Sequences without blocks.", lambda load: load.waiting),
@@ -66,6 +66,9 @@ def show_worker_metrics(metrics: Metrics, service: WorkerService) -> None:
         family = metrics.counter(name, help_text, ("kind",))
         for kind in kinds:
             family.series(kind).follow(lambda counter=counter, kind=kind: counter[kind])  # type: ignore[misc]
+    family = metrics.counter("segue_token_log_total", "The token log in the store: entries, tokens, errors, restarts.", ("kind",))
+    for kind in ("entries", "tokens", "errors", "restarts"):
+        family.series(kind).follow(lambda kind=kind: service.token_log.counts[kind])  # type: ignore[misc]
     metrics.gauge("segue_step_seconds", "Moving average of a decode step.").series().follow(lambda: meter.seconds_per_step)
     metrics.gauge("segue_prefill_token_seconds", "Moving average per prompt token.").series().follow(
         lambda: meter.seconds_per_prefill_token

@@ -9,9 +9,10 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
+from common.mesh.owner_watch import OwnerWatch
 from common.mesh.worker import WorkerCore
 from common.mesh.worker_effects import (
     GrantBlocks,
@@ -32,6 +33,7 @@ from common.protocol.messages import (
     ReadyBlock,
     Snapshot,
     TokenFrame,
+    decode_gateway_beat,
     decode_snapshot,
     encode,
 )
@@ -39,10 +41,11 @@ from common.protocol.subjects import Names
 from common.runtime.model_cards import CARD_RENEWAL_S, publish_card
 from common.runtime.peer_links import PeerLinks
 from common.runtime.step_meter import StepMeter
+from common.runtime.token_log_writer import TokenLogWriter
 from common.runtime.worker_inbox import WorkerInbox
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
 from common.values.errors import BrokerUnavailable, PayloadTooLarge, PeerError, SegueError, SettingsError, StoreUnavailable
-from common.values.ids import GatewayId, WorkerId
+from common.values.ids import GatewayId, Incarnation, WorkerId
 from common.values.step import StepPlan
 from common.values.worker import WorkerSnapshot, WorkerState
 
@@ -51,7 +54,7 @@ SNAPSHOT_LEAST_S = 0.02
 SNAPSHOT_MOST_S = 0.5
 PEERS_SETTLE_S = 0.6
 PEERS_TIMEOUT_S = 15.0
-RECORD_ATTEMPTS = 3
+PING_TIMEOUT_S = 1.0
 logger = logging.getLogger(__name__)
 
 
@@ -63,6 +66,8 @@ class WorkerService:
         self._world = world
         self._core = core
         self._names = names
+        self.token_log = TokenLogWriter(world.store, names, identity.incarnation, core.token_log)
+        self._owners = OwnerWatch()
         self._meter = StepMeter()
         self._state: WorkerState = "loading"
         self._sequence_number = 0
@@ -104,12 +109,10 @@ class WorkerService:
                     await self._world.broker.subscribe(self._names.all_snapshots, self._on_snapshot),
                     await self._world.broker.subscribe(self._names.worker_inbox(self._identity.worker), inbox.on_inbox),
                     await self._world.broker.subscribe(self._names.worker_replay(self._identity.worker), inbox.on_replay),
+                    await self._world.broker.subscribe(self._names.all_gateway_beats, self._on_gateway_beat),
                 ]
                 await publish_card(self._world.store, self._names, self._identity.card)
-                loops = [
-                    tasks.create_task(loop(), name=loop.__name__)
-                    for loop in (self._run_steps, self._run_seals, self._run_ticks, self._run_snapshots, self._renew_card)
-                ]
+                loops = [tasks.create_task(loop(), name=loop.__name__) for loop in self._loops()]
                 await self._links.wait_until_tried(settle_s=PEERS_SETTLE_S, timeout_s=PEERS_TIMEOUT_S)
                 if self._broken.done():
                     self._broken.result()
@@ -118,6 +121,7 @@ class WorkerService:
                     on_ready()
                 await self._until(stop)
                 await self._drain()
+                await self.token_log.flush()
                 for loop_task in loops:
                     loop_task.cancel()
                 self._publish_snapshot(gone=True)
@@ -126,6 +130,10 @@ class WorkerService:
                 await self._links.close()
         finally:
             self._seal_thread.shutdown(wait=True)
+
+    def _loops(self) -> tuple[Callable[[], Coroutine[None, None, None]], ...]:
+        work = (self._run_steps, self._run_seals, self._run_ticks)
+        return (*work, self._run_snapshots, self._renew_card, self._watch_owners, self.token_log.run)
 
     # ------------------------------------------------------------------ events from outside
 
@@ -142,6 +150,14 @@ class WorkerService:
                 self.fail(SettingsError(taken))
         elif snapshot.model == self._identity.model:
             self._links.announced(snapshot, gone=heard.gone)
+
+    def _on_gateway_beat(self, message: Message) -> None:
+        try:
+            beat = decode_gateway_beat(message.payload)
+        except PeerError as error:
+            logger.warning("malformed_beat", extra={"fields": {"reason": str(error)}})
+            return
+        self._owners.beat(GatewayId(beat.gateway), Incarnation(beat.incarnation), self._now())
 
     def _on_joined(self, peer: WorkerId) -> None:
         self._core.on_peer_joined(peer)
@@ -235,6 +251,20 @@ class WorkerService:
             except TimeoutError:
                 continue
 
+    async def _watch_owners(self) -> None:
+        """End what a gateway left behind that fell silent for good. Silence counts only while our broker answers."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            slept_since = self._now()
+            answered = await self._world.broker.ping(timeout_s=PING_TIMEOUT_S)
+            if not answered or self._now() - slept_since > PING_TIMEOUT_S:
+                self._owners.refresh(self._now())
+                continue
+            for owner in self._owners.lost(self._core.owners(), self._now()):
+                logger.warning("owner_lost", extra={"fields": {"gateway": owner.gateway}})
+                self._core.on_owner_lost(owner, self._now())
+                self._after_event()
+
     async def _renew_card(self) -> None:
         while True:
             await asyncio.sleep(CARD_RENEWAL_S)
@@ -269,6 +299,7 @@ class WorkerService:
         match effect:
             case SendTokens():
                 self._send_tokens(effect.gateway, effect.entries)
+                self.token_log.mark(effect.entries)
             case SendControl():
                 self._links.send(effect.peer, effect.message)
             case SealBlocks():

@@ -21,6 +21,15 @@ class SequenceKey:
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class Owner:
+    """The gateway that a sequence's tokens go to. `epoch` rises with every change of owner; a lower one is refused."""
+
+    gateway: GatewayId
+    incarnation: Incarnation
+    epoch: int = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class ModelKey:
     """Workers that serve the same model form a group by this key.
 

@@ -18,6 +18,7 @@ from common.ports.generation import GenerationRequest
 from common.ports.state_store import StateStore
 from common.protocol.messages import (
     Dispatch,
+    GatewayBeat,
     ReplayRequest,
     decode_dispatch_reply,
     decode_replay_reply,
@@ -64,6 +65,7 @@ class LiveMesh:
 
     def __init__(self, *, gateway: GatewayId, incarnation: Incarnation, broker: Broker, store: StateStore, names: Names) -> None:
         self._gateway = gateway
+        self._incarnation = incarnation
         self._broker = broker
         self._store = store
         self._names = names
@@ -221,6 +223,7 @@ class LiveMesh:
         while True:
             await asyncio.sleep(1.0)
             waited += 1.0
+            self._publish_beat()
             if self._broker.connected:
                 self._core.registry.expire(self._now())
             else:
@@ -234,6 +237,13 @@ class LiveMesh:
                 except StoreUnavailable as error:
                     logger.warning("record_not_renewed", extra={"fields": {"reason": str(error)}})
                     break
+
+    def _publish_beat(self) -> None:
+        beat = GatewayBeat(gateway=self._gateway, incarnation=self._incarnation)
+        try:
+            self._broker.publish(self._names.gateway_beat(self._gateway), encode(beat))
+        except BrokerUnavailable as error:
+            logger.warning("beat_lost", extra={"fields": {"reason": str(error)}})
 
     async def _load_card(self, model: ModelKey) -> None:
         try:
@@ -345,7 +355,7 @@ class LiveMesh:
 
     async def _replay(self, effect: SendReplay) -> None:
         """One question, or several where it would pass the broker's limit."""
-        question = encode(ReplayRequest(items=list(effect.items)))
+        question = encode(ReplayRequest(items=list(effect.items), gateway=self._gateway, incarnation=self._incarnation))
         if len(question) > self._broker.max_payload_bytes and len(effect.items) > 1:
             half = len(effect.items) // 2
             await self._replay(SendReplay(worker=effect.worker, items=effect.items[:half]))

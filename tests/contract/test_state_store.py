@@ -185,9 +185,11 @@ async def test_giving_up_at_any_moment_mixes_no_answers(world: StoreWorld) -> No
 
 
 async def test_entries_are_appended_in_order_to_several_lists_at_once(world: StoreWorld) -> None:
-    await world.first.append({"a": [b"1", b"2"], "b": [b"x"], "none": []}, ttl_s=LONG_S)
-    await world.second.append({"a": [bytes(range(256))], "c": [b""]}, ttl_s=LONG_S)
-    await world.second.append({}, ttl_s=LONG_S)
+    assert await world.first.append({"a": [b"1", b"2"], "b": [b"x"]}, ttl_s=LONG_S) == {"a": 2, "b": 1}
+    assert await world.second.append({"c": [b""], "a": [bytes(range(256))]}, ttl_s=LONG_S) == {"c": 1, "a": 3}
+    assert await world.second.append({}, ttl_s=LONG_S) == {}
+    with pytest.raises(InvariantBroken):
+        await world.first.append({"b": [b"y"], "none": []}, ttl_s=LONG_S)
     assert await world.second.read_list("a") == [b"1", b"2", bytes(range(256))]
     assert (await world.first.read_list("b"), await world.first.read_list("c")) == ([b"x"], [b""])
     assert await world.first.read_list("none") == []

@@ -4,9 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.protocol.token_log import KEEP_S, MAX_ENDED, SequenceLog, TokenLogs
-from common.values.ids import GatewayId, RequestId, SequenceKey
+from common.values.ids import GatewayId, Incarnation, Owner, RequestId, SequenceKey
 from common.values.tokens import Ending, NewTokens, PositionLogprobs
 
+OWNER = Owner(GatewayId("g"), Incarnation("i"))
 TOKENS = st.lists(st.integers(0, 9), max_size=4)
 
 
@@ -16,7 +17,7 @@ def logprob(token: int) -> PositionLogprobs:
 
 @given(st.lists(TOKENS, max_size=6), st.booleans(), st.booleans(), st.integers(0, 30))
 def test_a_replay_from_any_index_continues_what_is_there(chunks: list[list[int]], ended: bool, scored: bool, index: int) -> None:
-    log = SequenceLog(gateway=GatewayId("g"), attempt=1)
+    log = SequenceLog(owner=OWNER, attempt=1)
     tokens: list[int] = []
     for chunk in chunks:
         log.append(NewTokens(first=len(tokens), tokens=tuple(chunk), logprobs=tuple(map(logprob, chunk)) if scored else ()))
@@ -43,7 +44,7 @@ def test_running_logs_stay_and_ended_ones_go_after_their_time(events: list[tuple
         now += pause
         key = SequenceKey(RequestId(f"r{number // 2}"), number % 2)
         if kind == "open":
-            logs.open(key, SequenceLog(gateway=GatewayId("g"), attempt=1))
+            logs.open(key, SequenceLog(owner=OWNER, attempt=1))
             model[key] = None
         elif kind == "close" and key in model:
             logs.close(key, "ended", now)
@@ -62,7 +63,7 @@ def test_ended_logs_are_bounded() -> None:
     logs = TokenLogs()
     for number in range(MAX_ENDED + 5):
         key = SequenceKey(RequestId(f"r{number}"), 0)
-        logs.open(key, SequenceLog(gateway=GatewayId("g"), attempt=1))
+        logs.open(key, SequenceLog(owner=OWNER, attempt=1))
         logs.close(key, "ended", 0.0)
     logs.expire(0.0)
     assert len(logs) == MAX_ENDED
@@ -71,14 +72,14 @@ def test_ended_logs_are_bounded() -> None:
 
 @given(given=st.integers(0, 6), made=st.integers(0, 8), index=st.integers(0, 16))
 def test_log_probabilities_stay_with_their_tokens_after_a_recovery(given: int, made: int, index: int) -> None:
-    log = SequenceLog(gateway=GatewayId("g"), attempt=2, given=given, tokens=list(range(given)))
+    log = SequenceLog(owner=OWNER, attempt=2, given=given, tokens=list(range(given)))
     for token in range(given, given + made):
         scores = (PositionLogprobs(logprob=-float(token), rank=1),)
         log.append(NewTokens(first=token, tokens=(token,), logprobs=scores))
     new = log.since(index)
     if new is not None and index >= given:
         assert [-scores.logprob for scores in new.logprobs] == list(new.tokens)
-    taken_over = SequenceLog(gateway=GatewayId("g"), attempt=2)
+    taken_over = SequenceLog(owner=OWNER, attempt=2)
     taken_over.restart(log.whole())
     again = taken_over.since(max(index, given))
     if again is not None:
