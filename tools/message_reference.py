@@ -15,7 +15,7 @@ from common.protocol import handoff_receiver, handoff_sender, messages, subjects
 
 PAGE = Path(__file__).parents[1] / "common" / "protocol" / "MESSAGES.md"
 _PARTS = (
-    ("Gateway to worker: the inbox", ("Dispatch", "ChoiceState", "Cancel", "DispatchReply")),
+    ("Gateway to worker: the inbox", ("Dispatch", "ChoiceState", "Cancel", "TellCache", "DispatchReply")),
     ("Worker to gateway", ("TokenFrame", "FrameEntry", "ReplayRequest", "ReplayItem", "ReplayReply", "ReplayEntry", "Snapshot")),
     ("Gateway to all workers", ("GatewayBeat",)),
     (

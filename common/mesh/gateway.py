@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from common.mesh.cancel_memory import CancelMemory
-from common.mesh.gateway_effects import Accepted, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
+from common.mesh.gateway_effects import Accepted, AskCache, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
 from common.mesh.gateway_request import GatewayRequest
 from common.mesh.worker_registry import WorkerRegistry
 from common.policy.routing import place
@@ -145,6 +145,8 @@ class GatewayCore:
 
     def on_snapshot(self, message: Snapshot, now: float) -> None:
         self.registry.observe(message.snapshot, now, gone=message.gone)
+        if self.registry.observe_cache(message.snapshot, message.cache, now):
+            self._effects.append(AskCache(worker=message.snapshot.worker))
         for request in list(self._requests.values()):
             if request.retry_at is not None and now >= request.retry_at:
                 self._place(request, now)
@@ -236,12 +238,14 @@ class GatewayCore:
     def _place(self, request: GatewayRequest, now: float) -> None:
         unfinished = request.unfinished()
         needs_decode = any(len(s.tokens) + 1 < request.sampling.max_tokens for s in unfinished)
+        cached = self.registry.cached_tokens(request.model, request.prompt, request.salt)
         placement = place(
             self.registry.group(request.model),
             self.registry.pending,
             prompt_tokens=len(request.prompt) + max(len(s.tokens) for s in unfinished),
             needs_decode=needs_decode,
             avoid=request.avoid,
+            cached=cached,
         )
         if placement is None:
             self._wait(request, now, Unavailable(f"no worker that serves {request.model.name} is left"), retry_s=0.0)
@@ -257,7 +261,8 @@ class GatewayCore:
             stream.raise_attempt(request.attempt)
             request.source[stream.choice] = placement.worker
             request.heard_at[stream.choice] = now
-        self.registry.dispatched(placement.worker, len(request.prompt), 0 if placement.decode else len(unfinished))
+        to_compute = len(request.prompt) - cached.get(placement.worker, 0)
+        self.registry.dispatched(placement.worker, to_compute, 0 if placement.decode else len(unfinished))
         if placement.decode is not None:
             self.registry.dispatched(placement.decode, 0, len(unfinished))
         dispatch = self._dispatch(request, placement.decode, now)

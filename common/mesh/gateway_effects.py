@@ -54,4 +54,11 @@ class Ended:
     error: SegueError | None = None
 
 
-GatewayEffect = SendDispatch | SendCancel | SendReplay | Accepted | Deliver | Ended
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskCache:
+    """What the worker's prefix cache holds is not known here any more. No answer but its next snapshots."""
+
+    worker: WorkerId
+
+
+GatewayEffect = SendDispatch | SendCancel | SendReplay | AskCache | Accepted | Deliver | Ended

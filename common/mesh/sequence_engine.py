@@ -27,6 +27,7 @@ from common.policy.batching import StepLimits, share_budget
 from common.policy.block_hash import extend_hashes, root_hash
 from common.policy.block_pool import BlockPool
 from common.policy.preemption import Candidate, choose_victim
+from common.policy.prefix_log import PrefixLog
 from common.values.errors import InvariantBroken
 from common.values.ids import SequenceKey
 from common.values.kv_layout import Fingerprint
@@ -246,6 +247,10 @@ class SequenceEngine:
     @property
     def idle(self) -> bool:
         return not (self._sequences or self._abandoned or self._pinned or self._under_way)
+
+    @property
+    def prefix_log(self) -> PrefixLog:
+        return self._pool.prefix_log
 
     def holds(self, key: SequenceKey) -> bool:
         return key in self._sequences

@@ -15,6 +15,7 @@ from common.mesh.sequence import Phase
 from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.worker_effects import ObserveHandoff, SendTokens, WorkerEffect
 from common.mesh.worker_sequence import WorkerSequence
+from common.policy.prefix_log import PrefixLog
 from common.protocol.attempt_floor import AttemptFloors
 from common.protocol.handoff_receiver import Receiver, refuse
 from common.protocol.messages import (
@@ -110,6 +111,11 @@ class WorkerCore:
 
     def load(self) -> EngineLoad:
         return self._engine.load()
+
+    @property
+    def prefix_log(self) -> PrefixLog:
+        """What the mesh is told of the prefixes held here."""
+        return self._engine.prefix_log
 
     def drain(self) -> None:
         """Take no new work; what runs goes on."""

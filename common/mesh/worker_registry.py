@@ -1,9 +1,11 @@
 """The workers that a gateway knows, from their snapshots: grouped by model, forgotten when they fall silent."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from common.policy.prefix_view import PrefixView
 from common.policy.routing import PendingLoad
+from common.values.cache_page import CachePage
 from common.values.ids import ModelKey, WorkerId
 from common.values.worker import WorkerSnapshot
 
@@ -18,6 +20,7 @@ class WorkerRegistry:
         self._snapshots: dict[WorkerId, WorkerSnapshot] = {}
         self._observed_at: dict[WorkerId, float] = {}
         self.pending: dict[WorkerId, PendingLoad] = {}
+        self.prefixes = PrefixView()
         self._expired_at = -math.inf
 
     def observe(self, snapshot: WorkerSnapshot, now: float, *, gone: bool = False) -> None:
@@ -34,6 +37,17 @@ class WorkerRegistry:
             return
         self._snapshots[snapshot.worker] = snapshot
         self._observed_at[snapshot.worker] = now
+
+    def observe_cache(self, snapshot: WorkerSnapshot, page: CachePage | None, now: float) -> bool:
+        """True: ask the worker for all that its prefix cache holds. Only what a known worker tells is kept."""
+        known = self._snapshots.get(snapshot.worker)
+        if page is None or known is None or known.incarnation != snapshot.incarnation:
+            return False
+        return self.prefixes.observe(snapshot.worker, snapshot.incarnation, page, now)
+
+    def cached_tokens(self, model: ModelKey, prompt: Sequence[int], salt: bytes) -> dict[WorkerId, int]:
+        """How much of a prompt each worker holds already."""
+        return self.prefixes.overlaps({s.worker: s.fingerprint for s in self.group(model)}, prompt, salt)
 
     def heard_within(self, worker: WorkerId, seconds: float, now: float) -> bool:
         """Whether the worker has told its state lately: it lives, however slowly it answers."""
@@ -76,3 +90,4 @@ class WorkerRegistry:
         self._snapshots.pop(worker, None)
         self._observed_at.pop(worker, None)
         self.pending.pop(worker, None)
+        self.prefixes.forget(worker)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, MutableSequence, Sequence
 
 from common.policy.block_hash import BlockHash
+from common.policy.prefix_log import PrefixLog
 from common.values.errors import InvariantBroken
 
 
@@ -26,6 +27,12 @@ class BlockPool:
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._hash_of: dict[int, BlockHash] = {}
         self._block_of: dict[BlockHash, int] = {}
+        self._prefix_log = PrefixLog(self._block_of.keys())
+
+    @property
+    def prefix_log(self) -> PrefixLog:
+        """What others may be told of the names in this pool."""
+        return self._prefix_log
 
     @property
     def total(self) -> int:
@@ -92,12 +99,14 @@ class BlockPool:
         if self._caching and block_hash not in self._block_of and block not in self._hash_of:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
+            self._prefix_log.added(block_hash)
 
     def forget(self, block: int) -> None:
         """The content is not what its name says: nobody finds it any more; it is free once its holders are done."""
         block_hash = self._hash_of.pop(block, None)
         if block_hash is not None:
             del self._block_of[block_hash]
+            self._prefix_log.removed(block_hash)
         if block in self._cached:
             del self._cached[block]
             self._free.append(block)
@@ -130,5 +139,7 @@ class BlockPool:
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
-        del self._block_of[self._hash_of.pop(block)]
+        block_hash = self._hash_of.pop(block)
+        del self._block_of[block_hash]
+        self._prefix_log.removed(block_hash)
         return block

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from common.values.cache_page import CachePage
 from common.values.errors import PeerError, RequestError
 from common.values.ids import ModelKey
 from common.values.kv_layout import Fingerprint
@@ -74,7 +75,11 @@ class Cancel(Wire, frozen=True, kw_only=True, tag="cancel"):
     epoch: Count = 1
 
 
-InboxMessage = Dispatch | Cancel
+class TellCache(Wire, frozen=True, kw_only=True, tag="tell_cache"):
+    """A page of the worker's prefix cache was missed: its next snapshots tell the whole set."""
+
+
+InboxMessage = Dispatch | Cancel | TellCache
 
 
 DispatchVerdict = Literal["accepted", "full", "stale", "refused"]
@@ -150,10 +155,13 @@ class ReplayReply(Wire, frozen=True, kw_only=True):
 
 
 class Snapshot(Wire, frozen=True, kw_only=True):
-    """`gone` is a worker's farewell: it serves no more."""
+    """`gone` is a worker's farewell: it serves no more. `cache` says what its prefix cache gained and lost: names of full
+    blocks, 16 bytes each, in numbered pages. Who misses a number asks for the whole set (`tell_cache`); a page with `restart`
+    begins it."""
 
     snapshot: WorkerSnapshot
     gone: bool = False
+    cache: CachePage | None = None
 
 
 class GatewayBeat(Wire, frozen=True, kw_only=True):

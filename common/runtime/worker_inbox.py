@@ -16,6 +16,7 @@ from common.protocol.messages import (
     DispatchReply,
     ReplayEntry,
     ReplayReply,
+    TellCache,
     decode_inbox,
     decode_replay_request,
     encode,
@@ -71,6 +72,9 @@ class WorkerInbox:
                 self._answer_dispatch(inbox, message)
             case Cancel():
                 self._core.on_cancel(inbox, self._now())
+                self._after_event()
+            case TellCache():
+                self._core.prefix_log.restart()
                 self._after_event()
 
     def _answer_dispatch(self, dispatch: Dispatch, message: Message) -> None:

@@ -55,6 +55,8 @@ SNAPSHOT_MOST_S = 0.5
 PEERS_SETTLE_S = 0.6
 PEERS_TIMEOUT_S = 15.0
 PING_TIMEOUT_S = 1.0
+PAGE_NAMES = 4096
+"""Names of cached blocks that one snapshot carries: a quarter of a small broker's limit at most."""
 logger = logging.getLogger(__name__)
 
 
@@ -244,6 +246,8 @@ class WorkerService:
         while True:
             self._changed.clear()
             self._publish_snapshot()
+            if self._core.prefix_log.pending:
+                self._changed.set()
             await asyncio.sleep(SNAPSHOT_LEAST_S)
             try:
                 async with asyncio.timeout(SNAPSHOT_MOST_S):
@@ -329,7 +333,9 @@ class WorkerService:
             logger.warning("frame_lost", extra={"fields": {"gateway": gateway, "reason": str(error)}})
 
     def _publish_snapshot(self, *, gone: bool = False) -> None:
-        message = Snapshot(snapshot=self.snapshot(), gone=gone)
+        names = min(PAGE_NAMES, self._world.broker.max_payload_bytes // 64)
+        cache = None if gone else self._core.prefix_log.take(names)
+        message = Snapshot(snapshot=self.snapshot(), gone=gone, cache=cache)
         try:
             self._world.broker.publish(self._names.snapshot(self._identity.worker), encode(message))
         except BrokerUnavailable as error:

@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Sequence
 import msgspec
 
 from common.mesh.gateway import GatewayCore
-from common.mesh.gateway_effects import Accepted, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
+from common.mesh.gateway_effects import Accepted, AskCache, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
 from common.ports.broker import Broker, Message
 from common.ports.generation import GenerationRequest
 from common.ports.state_store import StateStore
@@ -20,6 +20,7 @@ from common.protocol.messages import (
     Dispatch,
     GatewayBeat,
     ReplayRequest,
+    TellCache,
     decode_dispatch_reply,
     decode_replay_reply,
     decode_snapshot,
@@ -273,6 +274,8 @@ class LiveMesh:
                 self._publish_cancel(effect)
             case SendReplay():
                 self._spawn(self._replay(effect), "replay")
+            case AskCache():
+                self._ask_cache(effect)
             case Accepted():
                 accepted = self._generations[effect.request_id].accepted
                 if not accepted.done():
@@ -352,6 +355,12 @@ class LiveMesh:
             self._broker.publish(self._names.worker_inbox(effect.worker), encode(effect.cancel))
         except BrokerUnavailable as error:
             logger.warning("cancel_lost", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
+
+    def _ask_cache(self, effect: AskCache) -> None:
+        try:
+            self._broker.publish(self._names.worker_inbox(effect.worker), encode(TellCache()))
+        except BrokerUnavailable as error:
+            logger.warning("question_lost", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
 
     async def _replay(self, effect: SendReplay) -> None:
         """One question, or several where it would pass the broker's limit."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.protocol import messages as m
+from common.values.cache_page import CachePage
 from common.values.errors import PeerError
 from common.values.ids import Incarnation, ModelKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
@@ -58,6 +59,7 @@ INBOX: list[msgspec.Struct] = [
     ),
     m.Cancel(request_id="r", attempt=1),
     m.Cancel(request_id="r", attempt=1, choices=[0, 2]),
+    m.TellCache(),
 ]
 CONTROL: list[msgspec.Struct] = [
     m.Hello(worker="w", incarnation="i", model=MODEL, fingerprint=FINGERPRINT, transport=b"t"),
@@ -80,7 +82,7 @@ ALONE: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
     (m.TokenFrame(worker="w", incarnation="i", entries=[FRAME]), m.decode_token_frame),
     (m.ReplayRequest(items=[ITEM]), m.decode_replay_request),
     (m.ReplayReply(worker="w", incarnation="i", entries=[ENTRY], more=True), m.decode_replay_reply),
-    (m.Snapshot(snapshot=SNAPSHOT, gone=True), m.decode_snapshot),
+    (m.Snapshot(snapshot=SNAPSHOT, gone=True, cache=CachePage(number=3, restart=True, added=b"n" * 32)), m.decode_snapshot),
     (m.GatewayBeat(gateway="g", incarnation="i"), m.decode_gateway_beat),
 ]
 MESSAGES: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [

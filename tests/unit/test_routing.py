@@ -38,8 +38,16 @@ def where(
     pending: Mapping[WorkerId, PendingLoad] | None = None,
     needs_decode: bool = True,
     avoid: tuple[str, ...] = (),
+    cached: dict[str, int] | None = None,
 ) -> tuple[str, str | None] | None:
-    placement = place(snapshots, pending or {}, prompt_tokens=100, needs_decode=needs_decode, avoid=[WorkerId(name) for name in avoid])
+    placement = place(
+        snapshots,
+        pending or {},
+        prompt_tokens=100,
+        needs_decode=needs_decode,
+        avoid=[WorkerId(name) for name in avoid],
+        cached={WorkerId(name): tokens for name, tokens in (cached or {}).items()},
+    )
     return None if placement is None else (placement.worker, placement.decode)
 
 
@@ -85,6 +93,19 @@ def test_a_burst_between_two_snapshots_is_spread() -> None:
         pending[placement.worker] = PendingLoad(tokens=pending.get(placement.worker, PendingLoad()).tokens + 100)
         pending[placement.decode] = PendingLoad(sequences=pending.get(placement.decode, PendingLoad()).sequences + 1)
     assert sorted(taken) == [("p", "d"), ("p", "d"), ("q", "e"), ("q", "e")]
+
+
+def test_of_equals_the_one_with_the_longest_cached_prefix_is_taken() -> None:
+    assert where(P, Q, D, E) == ("p", "d")
+    assert where(P, Q, D, E, cached={"q": 16, "e": 16}) == ("q", "e")
+    assert where(P, Q, D, E, cached={"p": 16, "q": 32, "d": 48, "e": 64}) == ("q", "e")
+    assert where(P, Q, cached={"q": 16}, needs_decode=False) == ("q", None)
+
+
+def test_a_cached_prefix_is_worth_the_tokens_that_it_saves_and_no_more() -> None:
+    assert where(P, snapshot("q", "prefill", queued_tokens=50), D, cached={"q": 64}) == ("q", "d")
+    assert where(P, snapshot("q", "prefill", queued_tokens=80), D, cached={"q": 64}) == ("p", "d")
+    assert where(P, D, snapshot("e", "decode", running=1), cached={"e": 96}) == ("p", "d"), "a decode worker's load comes first"
 
 
 def test_who_refused_is_avoided_while_there_are_others() -> None:
