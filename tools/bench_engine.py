@@ -1,8 +1,9 @@
 """`segue bench-engine`: how near the engine comes to what this machine's memory and multipliers allow.
 
 Pinned to `--cores`, in one run: memory read bandwidth and peak operations (the best of torch, oneDNN, our own product and loops in
-registers); then prefill and decode steps of every forward and every dtype of weights, with vLLM and llama.cpp beside them where
-they are installed. Everything takes turns, round by round, and medians are reported, so that a machine that drifts drifts
+registers); then prefill and decode steps of every forward and every kind of weights (a dtype;
+`gguf`: the blocks that the model came with; `int8`, `int4`: its weights rounded), with vLLM and llama.cpp beside them where they
+are installed, on the same cores. Everything takes turns, round by round, and medians are reported: a machine that drifts drifts
 for all. `common/engine/step_limits.py` says how the limits are computed. `--clock cpu` counts CPU time instead of time: on a
 machine that does other work it is the steadier figure (llama.cpp's programs report time in any case).
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.values.errors import SegueError
-from tools.bench_engine_options import BenchOptions
+from tools.bench_engine_options import DEFAULT_WEIGHTS, BenchOptions
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,9 +41,10 @@ def _parse(arguments: Sequence[str]) -> tuple[BenchOptions, Path | None]:
     )
     parser.add_argument("model", nargs="?", help="as for segue serve; without one, the small model of the package registry")
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
-    parser.add_argument("--cores", type=_numbers, default=(0,), help="such as 0 or 0,1; one thread on each (default: 0)")
+    parser.add_argument("--cores", type=_numbers, default=(0,), help="such as 0 or 0,1 (default: 0)")
+    parser.add_argument("--threads", type=int, help="compute threads of every engine (default: one for each core)")
     parser.add_argument("--forwards", type=_texts, help="torch, native (default: all that work here)")
-    parser.add_argument("--weights", type=_texts, default=("float32", "bfloat16"), help="default: float32,bfloat16")
+    parser.add_argument("--weights", type=_texts, default=DEFAULT_WEIGHTS, help=f"default: {','.join(DEFAULT_WEIGHTS)}; float16 too")
     parser.add_argument("--prefill", type=_numbers, default=(128, 512, 1024), help="lengths of prompts (default: 128,512,1024)")
     parser.add_argument("--batches", type=_numbers, default=(1, 4, 16, 32), help="rows of a decode step (default: 1,4,16,32)")
     parser.add_argument("--contexts", type=_numbers, default=(256, 512), help="of each row (default: 256,512)")

@@ -5,18 +5,21 @@ from pathlib import Path
 from typing import Literal
 
 FORWARDS = ("torch", "native")
-WEIGHTS = ("float32", "bfloat16", "float16")
+FLOATS = ("float32", "bfloat16", "float16")
+WEIGHTS = (*FLOATS, "gguf", "int8", "int4")
+DEFAULT_WEIGHTS = ("float32", "bfloat16", "gguf", "int8", "int4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """The flags of the command, by their names. `forwards` None: all that work here."""
+    """The flags of the command, by their names. `forwards` None: all that work here; `threads` None: one on each core."""
 
     model: str | None = None
     load_format: Literal["auto", "dummy"] = "auto"
     cores: tuple[int, ...] = (0,)
+    threads: int | None = None
     forwards: tuple[str, ...] | None = None
-    weights: tuple[str, ...] = ("float32", "bfloat16")
+    weights: tuple[str, ...] = DEFAULT_WEIGHTS
     prefill: tuple[int, ...] = (128, 512, 1024)
     batches: tuple[int, ...] = (1, 4, 16, 32)
     contexts: tuple[int, ...] = (256, 512)
@@ -28,6 +31,10 @@ class BenchOptions:
     llama: str | None = None
     llama_model: tuple[tuple[str, Path], ...] = ()
 
+    @property
+    def thread_count(self) -> int:
+        return self.threads or len(self.cores)
+
     def problem(self, cores_here: frozenset[int]) -> str | None:
         """Which flag is wrong, and what it takes."""
         if not self.cores or not cores_here.issuperset(self.cores):
@@ -38,5 +45,6 @@ class BenchOptions:
             return f"--weights takes {', '.join(WEIGHTS)}, not {', '.join(sorted(unknown))}"
         counts = {"rounds": (self.rounds,), "steps": (self.steps,), "prefill": self.prefill, "batches": self.batches}
         counts |= {"contexts": self.contexts, "max-num-batched-tokens": (self.max_num_batched_tokens or 1,)}
+        counts |= {"threads": (1 if self.threads is None else self.threads,)}
         wrong = [name for name, numbers in counts.items() if any(number < 1 for number in numbers)]
         return f"--{wrong[0]} must be at least 1" if wrong else None

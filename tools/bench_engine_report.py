@@ -1,7 +1,7 @@
 """What `bench-engine` has measured, put beside what the machine's limits allow: figures, tables and JSON."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import msgspec
@@ -9,10 +9,10 @@ import msgspec
 from common.engine.model_config import ModelConfig
 from common.engine.step_limits import MachineLimits, decode_limit_s, prefill_limit_s
 from tools.bench_engine_machine import Machine
+from tools.bench_engine_options import FLOATS
 from tools.bench_engine_peers import Missing
 from tools.bench_engine_rounds import Samples
 from tools.bench_engine_subject import Case, PrefillCase, Subject
-from tools.engine_variants import WEIGHT_BITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,7 @@ class Report:
     model: str
     machine: Machine
     clock: str
+    threads: int
     rounds: int
     own_share: float
     read_bytes_per_s: float
@@ -79,13 +80,21 @@ def make_report(
     model: str,
     machine: Machine,
     clock: str,
+    threads: int,
     rounds: int,
+    weight_bytes: Mapping[str, float],
     missing: Sequence[Missing],
 ) -> Report:
+    """`weight_bytes` are those that a step reads, by the kind of weights."""
     read = statistics.median(samples.reads)
     peaks = tuple(PeakFigure(how=way.name, dtype=way.dtype, operations_per_s=statistics.median(r)) for way, r in samples.rates.items())
     cases = tuple(
-        _figure(subjects[place], case, times, _limit_s(config, _limits(peaks, read, subjects[place].weights), subjects[place], case))
+        _figure(
+            subjects[place],
+            case,
+            times,
+            _limit_s(config, _limits(peaks, read, subjects[place].weights), subjects[place], case, weight_bytes),
+        )
         for (place, case), times in sorted(samples.times.items(), key=lambda item: item[0][0])
         if times
     )
@@ -94,6 +103,7 @@ def make_report(
         model=model,
         machine=machine,
         clock=clock,
+        threads=threads,
         rounds=rounds,
         own_share=samples.own_share,
         read_bytes_per_s=read,
@@ -106,19 +116,23 @@ def make_report(
 
 
 def _limits(peaks: Sequence[PeakFigure], read: float, weights: str) -> MachineLimits:
-    """Weights narrower than float32 may be widened and multiplied as float32, where that is quicker."""
-    best = max(peak.operations_per_s for peak in peaks if peak.dtype in ("float32", weights))
+    """Weights narrower than float32 may be widened and multiplied as float32, where that is quicker; quantised ones always are."""
+    dtypes = {"float32", *({weights} & set(FLOATS))}
+    best = max(peak.operations_per_s for peak in peaks if peak.dtype in dtypes)
     return MachineLimits(read_bytes_per_s=read, flop_per_s=best)
 
 
-def _limit_s(config: ModelConfig, machine: MachineLimits, subject: Subject, case: Case) -> float | None:
-    bits = WEIGHT_BITS.get(subject.weights)
-    if bits is None:
+def _limit_s(
+    config: ModelConfig, machine: MachineLimits, subject: Subject, case: Case, weight_bytes: Mapping[str, float]
+) -> float | None:
+    """None where it is not known how many bytes of weights the subject reads."""
+    read_bytes = weight_bytes.get(subject.weights)
+    if read_bytes is None:
         return None
     if isinstance(case, PrefillCase):
         return prefill_limit_s(config, machine, tokens=case.tokens)
     contexts = [case.context] * case.batch
-    return decode_limit_s(config, machine, contexts, bits_per_weight=bits, kv_item_bytes=subject.kv_item_bytes)
+    return decode_limit_s(config, machine, contexts, weight_bytes=read_bytes, kv_item_bytes=subject.kv_item_bytes)
 
 
 def _figure(subject: Subject, case: Case, times: Sequence[float], limit_s: float | None) -> CaseFigure:

@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import cast
 
@@ -20,12 +20,13 @@ from common.values.errors import ModelError, SegueError
 from common.values.kv_layout import KvDtype
 from common.values.sampling import SamplingParameters
 from tools.bench_engine_machine import look_at_machine
-from tools.bench_engine_options import FORWARDS, BenchOptions
+from tools.bench_engine_options import FLOATS, FORWARDS, BenchOptions
 from tools.bench_engine_peers import LlamaSubject, Missing, VllmOptions, VllmSubject, find_llama, find_vllm
 from tools.bench_engine_report import Report, make_report
 from tools.bench_engine_rounds import Bench, Draw
 from tools.bench_engine_subject import Case, DecodeCase, EngineSubject, PrefillCase, Subject, blocks_needed
-from tools.engine_variants import Forward, Variant, kv_pool, load_variant
+from tools.engine_variants import Forward, KvPool, Variant, Weights, kv_pool, load_variant
+from tools.step_weight_bytes import step_weight_bytes
 
 _BLOCK_SIZE = 16
 _SLACK_TOKENS = 128
@@ -49,8 +50,8 @@ def measure(options: BenchOptions, on_progress: Progress) -> Report:
             subjects += peers
             missing += absent
         bench = Bench(
-            peaks=MachinePeaks(os.environ, clock),
-            products=products(len(options.cores), clock, os.environ),
+            peaks=MachinePeaks(os.environ, clock, threads=options.thread_count),
+            products=products(options.thread_count, clock, os.environ),
             subjects=subjects,
             cases=cases,
             samplers=_samplers(config, options.batches),
@@ -62,7 +63,16 @@ def measure(options: BenchOptions, on_progress: Progress) -> Report:
         Missing(name=loop.name, reason="not run: this CPU, or this build, does not have it") for loop in bench.peaks.absent_loops
     ]
     return make_report(
-        samples, subjects, config, model=folder.name, machine=machine, clock=options.clock, rounds=options.rounds, missing=missing
+        samples,
+        subjects,
+        config,
+        model=folder.name,
+        machine=machine,
+        clock=options.clock,
+        threads=options.thread_count,
+        rounds=options.rounds,
+        weight_bytes=_weight_bytes(folder, subjects),
+        missing=missing,
     )
 
 
@@ -78,21 +88,36 @@ def _own_subjects(
     subjects: list[Subject] = []
     missing: list[Missing] = []
     blocks = blocks_needed(cases, steps=options.steps, block_size=_BLOCK_SIZE)
-    for weights in cast("Sequence[KvDtype]", options.weights):
-        pool = kv_pool(folder, weights, block_size=_BLOCK_SIZE, blocks=blocks)
-        for forward in cast("Sequence[Forward]", options.forwards or FORWARDS):
-            variant = Variant(forward=forward, weights=weights)
-            on_progress(f"loading {variant.name}")
-            try:
-                loaded = load_variant(folder, variant, pool, threads=len(options.cores))
-            except ModelError as error:
-                if options.forwards is not None:
-                    raise
-                missing.append(Missing(name=variant.name, reason=str(error)))
-                continue
-            vocabulary = folder.config().vocab_size
-            subjects.append(EngineSubject(loaded, vocab_size=vocabulary, clock=clock, chunk=options.max_num_batched_tokens))
+    pools: dict[KvDtype, KvPool] = {}
+    for variant in _variants(options):
+        on_progress(f"loading {variant.name}")
+        if variant.dtype not in pools:
+            pools[variant.dtype] = kv_pool(folder, variant.dtype, block_size=_BLOCK_SIZE, blocks=blocks)
+        try:
+            loaded = load_variant(folder, variant, pools[variant.dtype], threads=options.thread_count)
+        except ModelError as error:
+            if options.forwards is not None and not variant.quantized:
+                raise
+            missing.append(Missing(name=variant.name, reason=str(error)))
+            continue
+        vocabulary = folder.config().vocab_size
+        subjects.append(EngineSubject(loaded, vocab_size=vocabulary, clock=clock, chunk=options.max_num_batched_tokens))
     return subjects, missing
+
+
+def _variants(options: BenchOptions) -> list[Variant]:
+    """Torch has no products with quantised weights: it would compute with their expansion, as it does in float32."""
+    pairs = [(weights, forward) for weights in options.weights for forward in options.forwards or FORWARDS]
+    variants = [Variant(forward=cast("Forward", forward), weights=cast("Weights", weights)) for weights, forward in pairs]
+    return [variant for variant in variants if variant.forward == "native" or not variant.quantized]
+
+
+def _weight_bytes(folder: ModelFolder, subjects: Sequence[Subject]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for weights in {subject.weights for subject in subjects}:
+        with suppress(ModelError):
+            found[weights] = step_weight_bytes(folder, weights)
+    return found
 
 
 def _vllm(options: BenchOptions, folder: ModelFolder, owned: ExitStack, on_progress: Progress) -> tuple[list[Subject], list[Missing]]:
@@ -103,7 +128,7 @@ def _vllm(options: BenchOptions, folder: ModelFolder, owned: ExitStack, on_progr
     log = Path(owned.enter_context(tempfile.TemporaryDirectory(prefix="segue-bench-"))) / "vllm.log"
     vllm = VllmOptions(
         python=python,
-        cores=options.cores,
+        cores=options.cores[: options.thread_count],
         clock=options.clock,
         max_model_len=min(folder.config().max_positions, max(_PEER_TOKENS, longest + options.steps + _SLACK_TOKENS)),
         max_num_seqs=max(_PEER_SEQUENCES, *options.batches),
@@ -111,7 +136,7 @@ def _vllm(options: BenchOptions, folder: ModelFolder, owned: ExitStack, on_progr
     )
     subjects: list[Subject] = []
     missing: list[Missing] = []
-    for weights in options.weights:
+    for weights in (weights for weights in options.weights if weights in FLOATS):
         on_progress(f"loading vLLM {weights}, which compiles for a minute or more")
         try:
             subject = VllmSubject(folder, weights, vllm)
@@ -134,7 +159,7 @@ def _llama(options: BenchOptions) -> tuple[list[Subject], list[Missing]]:
         return [], [folder]
     if not options.llama_model:
         return [], [Missing(name="llama.cpp", reason="not measured: --llama-model names its GGUF files")]
-    threads = len(options.cores)
+    threads = options.thread_count
     return [LlamaSubject(folder, path, weights, threads=threads, clock=options.clock) for weights, path in options.llama_model], []
 
 

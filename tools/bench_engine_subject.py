@@ -14,6 +14,9 @@ from common.values.sampling import SamplingParameters
 from common.values.step import SequenceStart, StepPlan, StepResult, StepRow
 from tools.engine_variants import LoadedVariant
 
+OWN = "segue"
+"""How the names of our own subjects begin."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillCase:
@@ -55,7 +58,7 @@ class EngineSubject:
     """Our own executor, given the plans that a worker would give it; a token is drawn at the end of each row."""
 
     def __init__(self, loaded: LoadedVariant, *, vocab_size: int, clock: Clock, chunk: int | None = None) -> None:
-        self.name = f"segue, {loaded.variant.forward}"
+        self.name = f"{OWN}, {loaded.variant.forward}"
         self.weights: str = loaded.variant.weights
         self.kv_item_bytes = loaded.pool.layout.item_bytes
         self.visits: int | None = None

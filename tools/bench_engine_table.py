@@ -1,7 +1,9 @@
 """The report of `bench-engine` as text: one table for prefill, one for decode, the limits in the first rows of both."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from tools.bench_engine_columns import case_names, markdown_table
+from tools.bench_engine_ratios import four_bit_line, peer_table
 from tools.bench_engine_report import CaseFigure, Report
 
 _QUIET_SHARE = 0.97
@@ -13,10 +15,16 @@ def as_text(report: Report) -> str:
         _peaks(report),
         "Prefill, tok/s (and the part of the limit that it reaches)\n" + _cases(report, "prefill"),
         "Decode, ms a step (and the limit's part of it); b: rows, c: context\n" + _cases(report, "decode"),
+        four_bit_line(report),
+        *(_headed(f"{kind.capitalize()}: the peer's time / ours", peer_table(report, kind)) for kind in ("prefill", "decode")),
         _draws(report),
         *(f"{missing.name}: {missing.reason}" for missing in report.missing),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _headed(heading: str, table: str) -> str:
+    return f"{heading}\n{table}" if table else ""
 
 
 def warnings(report: Report) -> list[str]:
@@ -30,7 +38,7 @@ def warnings(report: Report) -> list[str]:
 
 def _heading(report: Report) -> Iterable[str]:
     yield report.machine.describe()
-    yield f"{report.model}; medians of {report.rounds} rounds, in {report.clock} time"
+    yield f"{report.model}; {report.threads} compute thread(s); medians of {report.rounds} rounds, in {report.clock} time"
     yield f"this process had its core(s) for {report.own_share:.0%} of the time"
     yield from warnings(report)
     least, most = (rate / 1e9 for rate in report.read_range)
@@ -57,8 +65,7 @@ def _cases(report: Report, kind: str) -> str:
         for subject in dict.fromkeys(figure.subject for figure in mine):
             measured = {(figure.tokens, figure.batch): figure for figure in mine if figure.subject == subject}
             rows.append([subject, weights, *(_cell(measured.get(column)) for column in columns)])
-    names = [str(tokens) if kind == "prefill" else f"b{batch} c{tokens}" for tokens, batch in columns]
-    return markdown_table(["by", "weights", *names], rows)
+    return markdown_table(["by", "weights", *case_names(columns, kind)], rows)
 
 
 def _cell(figure: CaseFigure | None) -> str:
@@ -83,13 +90,3 @@ def _draws(report: Report) -> str:
     by_place = {(draw.rows, draw.how): f"{1e3 * draw.seconds:.2f}" for draw in report.draws}
     rows = [[str(count), *(by_place[count, how] for how in hows)] for count in sorted({draw.rows for draw in report.draws})]
     return "Drawing the tokens of a step, ms (part of the above, where greedy)\n" + markdown_table(["rows", *hows], rows)
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned, so that it reads in a terminal too."""
-    widths = [max(len(line[place]) for line in [columns, *rows]) for place in range(len(columns))]
-    ruled = ["-" * width for width in widths]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in [columns, ruled, *rows]
-    )

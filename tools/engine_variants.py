@@ -4,8 +4,9 @@
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -13,23 +14,37 @@ from common.adapters.kv_region import AnonymousMemory, MappedKvRegion, create_re
 from common.engine.executor import Executor
 from common.engine.memory_plan import kv_layout
 from common.engine.model_files import ModelFolder
+from common.engine.quantization_choice import Quantization
 from common.values.errors import ModelError
 from common.values.kv_layout import KvDtype, KvLayout
 
 Forward = Literal["torch", "native"]
-WEIGHT_BITS: dict[str, float] = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
+Weights = Literal["float32", "bfloat16", "float16", "gguf", "int8", "int4"]
+"""A dtype; or weights in blocks, multiplied as float32: those that the model came with, or its weights rounded."""
+_QUANTIZATION: Mapping[str, Quantization] = {"gguf": "auto", "int8": "int8", "int4": "int4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """`weights` is the dtype of the weights and of the KV cache."""
-
     forward: Forward
-    weights: KvDtype
+    weights: Weights
 
     @property
     def name(self) -> str:
         return f"{self.forward} {self.weights}"
+
+    @property
+    def quantized(self) -> bool:
+        return self.weights in _QUANTIZATION
+
+    @property
+    def dtype(self) -> KvDtype:
+        """In which it computes and keeps its KV cache."""
+        return "float32" if self.quantized else cast("KvDtype", self.weights)
+
+    @property
+    def quantization(self) -> Quantization:
+        return _QUANTIZATION.get(self.weights, "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +68,8 @@ class KvPool:
             self.region.block_view(block)[:] = content
 
 
-def kv_pool(folder: ModelFolder, weights: KvDtype, *, block_size: int, blocks: int) -> KvPool:
-    return KvPool(kv_layout(folder.config(), weights, block_size), blocks)
+def kv_pool(folder: ModelFolder, dtype: KvDtype, *, block_size: int, blocks: int) -> KvPool:
+    return KvPool(kv_layout(folder.config(), dtype, block_size), blocks)
 
 
 def load_variant(folder: ModelFolder, variant: Variant, pool: KvPool, *, threads: int) -> LoadedVariant:
@@ -68,11 +83,25 @@ def load_variant(folder: ModelFolder, variant: Variant, pool: KvPool, *, threads
     library = load_library(os.environ) if variant.forward == "native" else None
     if variant.forward == "native" and library is None:
         raise ModelError("there are no native kernels here: no compiler, or a CPU without AVX2")
+    stored = folder.quantized()
+    if variant.weights == "gguf" and not stored:
+        raise ModelError(f"{folder.name} did not come quantised")
+    if variant.quantized and library is None:
+        raise ModelError("without own kernels quantised weights are kept expanded: as float32")
     register_paged_attention()
-    model = load_model(folder, dtype=variant.weights, attn_implementation=PAGED_ATTENTION)
+    model = load_model(folder, dtype=variant.dtype, attn_implementation=PAGED_ATTENTION)
     if variant.forward == "native" and (reason := misfit(model)) is not None:
         raise ModelError(f"there is no native forward for {folder.name}: {reason}")
-    executor = build_torch_executor(model, pool.layout, pool.region.blocks_address, pool.region.blocks, "cpu", library=library)
+    executor = build_torch_executor(
+        model,
+        pool.layout,
+        pool.region.blocks_address,
+        pool.region.blocks,
+        "cpu",
+        library=library,
+        quantization=variant.quantization,
+        stored=stored,
+    )
     executor.prepare_thread(threads)
     return LoadedVariant(variant=variant, executor=executor, pool=pool)
 

@@ -18,10 +18,9 @@ from common.engine.model_cache import default_cache_dir
 from common.engine.model_files import ModelFolder
 from common.engine.model_source import LoadFormat, ModelSpec, resolve_model
 from common.values.errors import ModelError, SegueError
-from common.values.kv_layout import KvDtype
+from tools.bench_engine_columns import markdown_table
 from tools.bench_engine_options import FORWARDS
-from tools.bench_engine_table import markdown_table
-from tools.engine_variants import Forward, Variant, kv_pool, load_variant
+from tools.engine_variants import Forward, Variant, Weights, kv_pool, load_variant
 from tools.eval_engine_compare import Agreement, compare
 from tools.eval_engine_material import Material, fixed_material
 from tools.eval_engine_run import Answers, answer
@@ -68,10 +67,10 @@ def _evaluate(options: argparse.Namespace) -> list[Agreement]:
     material = fixed_material(folder, cache_dir, prompts=options.prompts, new_tokens=options.tokens)
     reference = _answers(options, folder, _REFERENCE, material)
     found = [compare(_REFERENCE.name, reference, reference, material)]
-    for weights in cast("Sequence[KvDtype]", options.weights.split(",")):
+    for weights in cast("Sequence[Weights]", options.weights.split(",")):
         for forward in cast("Sequence[Forward]", FORWARDS):
             variant = Variant(forward=forward, weights=weights)
-            if variant == _REFERENCE:
+            if variant == _REFERENCE or (variant.forward == "torch" and variant.quantized):
                 continue
             try:
                 answers = _answers(options, folder, variant, material)
@@ -87,7 +86,7 @@ def _answers(options: argparse.Namespace, folder: ModelFolder, variant: Variant,
     print(f"asking {variant.name}", file=sys.stderr, flush=True)
     longest = max(len(material.text), max(map(len, material.prompts)) + options.tokens + 1)
     blocks = options.batch * -(-longest // _BLOCK_SIZE)
-    pool = kv_pool(folder, variant.weights, block_size=_BLOCK_SIZE, blocks=blocks)
+    pool = kv_pool(folder, variant.dtype, block_size=_BLOCK_SIZE, blocks=blocks)
     loaded = load_variant(folder, variant, pool, threads=options.threads)
     return answer(loaded, material, new_tokens=options.tokens, batch=options.batch)
 

@@ -6,13 +6,15 @@ and the peak is what torch reaches (see torch_peaks.py).
 
 import ctypes
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
 from common.engine.native.library import NativeLibrary, load_library
 
+T = TypeVar("T")
 Clock = Callable[[], float]
 """Seconds: `time.perf_counter`, or `time.process_time` where other programs are on the core too."""
 READ_BYTES: Final = 256 << 20
@@ -40,10 +42,13 @@ _LOOPS: Final = (
 
 
 class MachinePeaks:
-    """Measures when asked, on the cores that the calling thread may use: one, if the caller has pinned itself to one."""
+    """Measures when asked, with `threads` threads at once on the cores that the process may use: one, if it has pinned itself
+    to one."""
 
-    def __init__(self, environment: Mapping[str, str], clock: Clock) -> None:
+    def __init__(self, environment: Mapping[str, str], clock: Clock, *, threads: int = 1) -> None:
         self._clock = clock
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="peak")
         library = load_library(environment)
         self._functions = None if library is None else _declared(library)
         self._memory = np.ones(READ_BYTES // 8)
@@ -70,22 +75,34 @@ class MachinePeaks:
         rounds = 100_000
         while True:
             began = self._clock()
-            operations = float(self._functions.segue_peak_run(loop.number, rounds))
+            operations = self._run_loop(loop.number, rounds)
             took = self._clock() - began
             if took >= _RATE_S / 2:
                 return operations / took
             rounds *= 4
 
+    def _run_loop(self, number: int, rounds: int) -> float:
+        """The operations of all threads together."""
+        assert self._functions is not None
+        run = self._functions.segue_peak_run
+        return sum(self._at_once(lambda _: float(run(number, rounds))))
+
     def _read_s(self, streams: int) -> float:
         assert self._functions is not None
+        read, address, part = self._functions.segue_peak_read, self._memory.ctypes.data, READ_BYTES // self._threads // 64 * 64
         began = self._clock()
-        self._functions.segue_peak_read(self._memory.ctypes.data, READ_BYTES, streams)
+        self._at_once(lambda thread: read(address + thread * part, part, streams))
         return self._clock() - began
 
     def _numpy_read_s(self) -> float:
+        parts = np.array_split(self._memory, self._threads)
         began = self._clock()
-        float(self._memory.sum())
+        self._at_once(lambda thread: float(parts[thread].sum()))
         return self._clock() - began
+
+    def _at_once(self, work: Callable[[int], T]) -> list[T]:
+        """`work` of every thread's number, each in its own thread; ctypes and numpy let them run side by side."""
+        return [work(0)] if self._threads == 1 else list(self._pool.map(work, range(self._threads)))
 
 
 def _declared(library: NativeLibrary) -> ctypes.CDLL:

@@ -6,6 +6,7 @@ Counted from the configuration, for dense decoders with a gated feed-forward (Ll
     linear FLOPs        2 * tokens * layers * P + 2 * kept * hidden * vocabulary      kept: positions whose logits are asked for
     attention FLOPs     4 * layers * heads * head_dim * sum of the positions that each token sees (itself included)
     weight elements     layers * (P + 2 * hidden) + hidden + hidden * vocabulary      each read once a step, norms included
+    weight bytes        elements * item bytes; of quantised matrices the bytes of their blocks, scales included
     KV bytes            2 * layers * kv_heads * head_dim * item bytes * sum of the contexts
 
     prefill limit       (linear FLOPs + causal attention FLOPs) / peak
@@ -16,7 +17,7 @@ counted, being thousandths: biases, norms over heads, rotary embeddings, the row
 not known here: such a model may come out above its limit in long contexts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from common.engine.model_config import ModelConfig
@@ -51,6 +52,17 @@ def weight_elements(config: ModelConfig) -> int:
     return layers + config.hidden_size + config.hidden_size * config.vocab_size
 
 
+def float_weight_bytes(config: ModelConfig, *, item_bytes: int) -> float:
+    """What every step reads of weights that all have one type."""
+    return float(weight_elements(config) * item_bytes)
+
+
+def quantized_weight_bytes(config: ModelConfig, matrices: Iterable[tuple[int, int]]) -> float:
+    """The same where some matrices are kept in blocks and the rest in float32: `(elements, stored bytes)` of each such matrix
+    that a step reads, scales and minima included."""
+    return float_weight_bytes(config, item_bytes=4) - sum(4 * elements - stored for elements, stored in matrices)
+
+
 def linear_flops(config: ModelConfig, *, tokens: int, kept: int) -> int:
     return 2 * tokens * config.layers * layer_elements(config) + 2 * kept * config.hidden_size * config.vocab_size
 
@@ -76,10 +88,11 @@ def prefill_limit_s(config: ModelConfig, machine: MachineLimits, *, tokens: int)
 
 
 def decode_limit_s(
-    config: ModelConfig, machine: MachineLimits, contexts: Sequence[int], *, bits_per_weight: float, kv_item_bytes: int
+    config: ModelConfig, machine: MachineLimits, contexts: Sequence[int], *, weight_bytes: float, kv_item_bytes: int
 ) -> float:
-    """One step of a row for each of `contexts`, which count the position that is computed."""
+    """One step of a row for each of `contexts`, which count the position that is computed. `weight_bytes` are read once: see
+    `float_weight_bytes` and `quantized_weight_bytes`."""
     rows = len(contexts)
     compute_s = linear_flops(config, tokens=rows, kept=rows) / machine.flop_per_s
-    weights_s = weight_elements(config) * bits_per_weight / 8 / machine.read_bytes_per_s
+    weights_s = weight_bytes / machine.read_bytes_per_s
     return max(compute_s, weights_s) + kv_bytes(config, contexts, item_bytes=kv_item_bytes) / machine.read_bytes_per_s

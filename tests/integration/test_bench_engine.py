@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from common.engine.native.library import load_library
 from tests.tiny_models import LLAMA_CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,10 @@ def test_bench_engine_measures_every_case_against_its_limit(config_path: str, tm
     for weights in ("float32", "bfloat16"):
         kinds = {("prefill", 1, 24), ("decode", 1, 32), ("decode", 3, 32)}
         assert {("segue, torch", weights, *kind) for kind in kinds} <= measured
+    if load_library(os.environ) is not None:
+        assert {("segue, native", weights, "decode", 3, 32) for weights in ("float32", "bfloat16", "int8", "int4")} <= measured
+        assert "4-bit step / float32 limit" in ended.stdout
+    assert "native gguf: tiny did not come quantised" in ended.stdout
     assert all(f["seconds"] > 0 and f["share_of_limit"] > 0 for f in figures["cases"])
     assert figures["read_bytes_per_s"] > 0
     assert {peak["dtype"] for peak in figures["peaks"]} >= {"float32", "bfloat16"}

@@ -12,6 +12,7 @@ from common.engine.step_limits import (
     causal_pairs,
     check_counted,
     decode_limit_s,
+    float_weight_bytes,
     kv_bytes,
     linear_flops,
     prefill_limit_s,
@@ -89,11 +90,15 @@ def test_a_decode_is_bound_by_weights_or_by_operations_and_always_by_its_kv() ->
     kv_s = kv_bytes(config, [10, 20], item_bytes=4) / 100.0
     slow_memory = MachineLimits(read_bytes_per_s=100.0, flop_per_s=1e18)
     weights_s = weight_elements(config) * 4 / 100.0
-    assert decode_limit_s(config, slow_memory, [10, 20], bits_per_weight=32, kv_item_bytes=4) == pytest.approx(weights_s + kv_s)
+    assert decode_limit_s(
+        config, slow_memory, [10, 20], weight_bytes=float_weight_bytes(config, item_bytes=4), kv_item_bytes=4
+    ) == pytest.approx(weights_s + kv_s)
     slow_cores = MachineLimits(read_bytes_per_s=100.0, flop_per_s=1.0)
     compute_s = float(linear_flops(config, tokens=2, kept=2))
-    assert decode_limit_s(config, slow_cores, [10, 20], bits_per_weight=32, kv_item_bytes=4) == pytest.approx(compute_s + kv_s)
-    halved = decode_limit_s(config, slow_memory, [10, 20], bits_per_weight=16, kv_item_bytes=4)
+    assert decode_limit_s(
+        config, slow_cores, [10, 20], weight_bytes=float_weight_bytes(config, item_bytes=4), kv_item_bytes=4
+    ) == pytest.approx(compute_s + kv_s)
+    halved = decode_limit_s(config, slow_memory, [10, 20], weight_bytes=float_weight_bytes(config, item_bytes=2), kv_item_bytes=4)
     assert halved == pytest.approx(weights_s / 2 + kv_s)
 
 
