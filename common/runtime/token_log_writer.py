@@ -16,6 +16,7 @@ from common.protocol.request_record import RUNNING_TTL_S
 from common.protocol.stored_log import LogEntry, encode_entry
 from common.protocol.subjects import Names
 from common.protocol.token_log import SequenceLog
+from common.runtime.failpoints import Failpoints
 from common.values.errors import StoreUnavailable
 from common.values.ids import Incarnation, RequestId, SequenceKey
 from common.values.tokens import NewTokens
@@ -31,13 +32,19 @@ class TokenLogWriter:
     """`find` gives the worker's own log of a sequence, None where it is gone: cancelled, or long over."""
 
     def __init__(
-        self, store: StateStore, names: Names, incarnation: Incarnation, find: Callable[[SequenceKey], SequenceLog | None]
+        self,
+        store: StateStore,
+        names: Names,
+        incarnation: Incarnation,
+        find: Callable[[SequenceKey], SequenceLog | None],
+        failpoints: Failpoints,
     ) -> None:
         self.counts: Counter[str] = Counter(entries=0, tokens=0, errors=0, restarts=0)
         self._store = store
         self._names = names
         self._incarnation = incarnation
         self._find = find
+        self._failpoints = failpoints
         self._new: dict[SequenceKey, None] = {}
         self._marked = asyncio.Event()
 
@@ -69,6 +76,8 @@ class TokenLogWriter:
             for key, log, _ in batch:
                 self._begin_again(key, log)
             return False
+        if lists:
+            self._failpoints.hit("log.appended")
         for key, log, new in batch:
             self._written(key, log, new, lengths[self._names.log_key(key.request_id)])
         return True

@@ -20,9 +20,11 @@ from common.protocol.messages import (
     decode_inbox,
     decode_replay_request,
     encode,
+    unpack_ids,
 )
 from common.protocol.request_record import PROMPT_FIELD
 from common.protocol.subjects import Names
+from common.runtime.failpoints import Failpoints
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
 from common.values.errors import BrokerUnavailable, InvariantBroken, PayloadTooLarge, PeerError, SegueError, StoreUnavailable
 from common.values.ids import RequestId
@@ -44,6 +46,7 @@ class WorkerInbox:
         tasks: asyncio.TaskGroup,
         after_event: Callable[[], None],
         on_broken: Callable[[SegueError], None],
+        failpoints: Failpoints,
     ) -> None:
         self._identity = identity
         self._world = world
@@ -52,6 +55,7 @@ class WorkerInbox:
         self._tasks = tasks
         self._after_event = after_event
         self._on_broken = on_broken
+        self._failpoints = failpoints
 
     def on_inbox(self, message: Message) -> None:
         try:
@@ -84,6 +88,8 @@ class WorkerInbox:
             reply = _refusal(dispatch, "invalid_request", str(error))
         self._respond(message, reply)
         self._after_event()
+        if reply.verdict == "accepted":
+            self._failpoints.hit("dispatch.accepted", unpack_ids(dispatch.prompt or b""))
 
     async def _dispatch_from_record(self, dispatch: Dispatch, message: Message) -> None:
         """A prompt that would pass the broker's limit lies in the request record."""

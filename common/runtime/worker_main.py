@@ -24,6 +24,7 @@ from common.policy.block_pool import BlockPool
 from common.ports.kv_transport import KvRegion
 from common.protocol.subjects import Names
 from common.runtime.adapter_metrics import show_adapter_metrics
+from common.runtime.failpoints import Failpoints
 from common.runtime.incarnation import make_incarnation
 from common.runtime.logs import configure_logging
 from common.runtime.metrics import Metrics
@@ -108,7 +109,13 @@ async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyn
         progress("warming up", None)
         await warm_up(step_engine, model)
         world = WorkerWorld(broker=broker, store=store, network=network, transport=transport, region=region, step_engine=step_engine)
-        service = WorkerService(_identity(settings, model), world, _core(settings, model, region), Names(settings.mesh.name))
+        service = WorkerService(
+            _identity(settings, model),
+            world,
+            _core(settings, model, region),
+            Names(settings.mesh.name),
+            Failpoints(settings.mesh.failpoints),
+        )
         show_worker_metrics(metrics, service)
         show_adapter_metrics(metrics, broker=broker.counts, store=store.counts)
         status = StatusServer(settings.host, settings.status_port, metrics, ready=lambda: service.ready)

@@ -69,6 +69,7 @@ def show_worker_metrics(metrics: Metrics, service: WorkerService) -> None:
     family = metrics.counter("segue_token_log_total", "The token log in the store: entries, tokens, errors, restarts.", ("kind",))
     for kind in ("entries", "tokens", "errors", "restarts"):
         family.series(kind).follow(lambda kind=kind: service.token_log.counts[kind])  # type: ignore[misc]
+    metrics.gauge("segue_peers", "Workers that KV can be moved to or from.").series().follow(lambda: len(service.tiers))
     metrics.gauge("segue_step_seconds", "Moving average of a decode step.").series().follow(lambda: meter.seconds_per_step)
     metrics.gauge("segue_prefill_token_seconds", "Moving average per prompt token.").series().follow(
         lambda: meter.seconds_per_prefill_token

@@ -38,6 +38,7 @@ from common.protocol.messages import (
     encode,
 )
 from common.protocol.subjects import Names
+from common.runtime.failpoints import Failpoints
 from common.runtime.model_cards import CARD_RENEWAL_S, publish_card
 from common.runtime.peer_links import PeerLinks
 from common.runtime.step_meter import StepMeter
@@ -63,12 +64,20 @@ logger = logging.getLogger(__name__)
 class WorkerService:
     """`run` serves until `stop` is set, then drains, says farewell, and returns."""
 
-    def __init__(self, identity: WorkerIdentity, world: WorkerWorld, core: WorkerCore, names: Names) -> None:
+    def __init__(
+        self,
+        identity: WorkerIdentity,
+        world: WorkerWorld,
+        core: WorkerCore,
+        names: Names,
+        failpoints: Failpoints | None = None,
+    ) -> None:
         self._identity = identity
         self._world = world
         self._core = core
+        self._failpoints = failpoints or Failpoints()
         self._names = names
-        self.token_log = TokenLogWriter(world.store, names, identity.incarnation, core.token_log)
+        self.token_log = TokenLogWriter(world.store, names, identity.incarnation, core.token_log, self._failpoints)
         self._owners = OwnerWatch()
         self._meter = StepMeter()
         self._state: WorkerState = "loading"
@@ -106,7 +115,9 @@ class WorkerService:
                 self._tasks = tasks
                 self._links = self._make_links(tasks)
                 self._address = await self._links.listen()
-                inbox = WorkerInbox(self._identity, self._world, self._core, self._names, tasks, self._after_event, self.fail)
+                inbox = WorkerInbox(
+                    self._identity, self._world, self._core, self._names, tasks, self._after_event, self.fail, self._failpoints
+                )
                 subscriptions = [
                     await self._world.broker.subscribe(self._names.all_snapshots, self._on_snapshot),
                     await self._world.broker.subscribe(self._names.worker_inbox(self._identity.worker), inbox.on_inbox),
@@ -166,6 +177,7 @@ class WorkerService:
         self._after_event()
 
     def _on_control(self, peer: WorkerId, message: ControlMessage) -> None:
+        self._failpoints.control(message, "received")
         self._core.on_control(peer, message, self._now())
         self._after_event()
 
@@ -194,6 +206,7 @@ class WorkerService:
         under_way: deque[tuple[StepPlan, Ticket]] = deque()
         while True:
             while (plan := self._core.plan()) is not None:
+                self._failpoints.step(plan)
                 under_way.append((plan, self._world.step_engine.submit(plan)))
             if not under_way:
                 self._wake.clear()
@@ -211,8 +224,10 @@ class WorkerService:
         while True:
             effect = await self._seals.get()
             blocks = await loop.run_in_executor(self._seal_thread, self._seal, effect)
+            self._failpoints.sealed(self._world.region, (block.block for block in blocks))
             self._core.on_sealed(effect.ticket, blocks, self._now())
             self._after_event()
+            self._failpoints.hit("prefill.chunk_sealed")
 
     def _seal(self, effect: SealBlocks) -> list[ReadyBlock]:
         region = self._world.region
@@ -227,7 +242,9 @@ class WorkerService:
         ]
 
     async def _pull(self, effect: PullBlocks) -> None:
+        self._failpoints.hit("pull.started")
         outcomes = await self._links.pull(effect.peer, effect.reservation, effect.blocks)
+        self._failpoints.hit("pull.done")
         self._core.on_pulled(effect.ticket, outcomes, self._now())
         self._after_event()
 
@@ -304,8 +321,12 @@ class WorkerService:
             case SendTokens():
                 self._send_tokens(effect.gateway, effect.entries)
                 self.token_log.mark(effect.entries)
+                self._failpoints.hit("tokens.sent")
+                if any(entry.new.first == 0 for entry in effect.entries):
+                    self._failpoints.hit("first_token.sent")
             case SendControl():
                 self._links.send(effect.peer, effect.message)
+                self._failpoints.control(effect.message, "sent")
             case SealBlocks():
                 self._seals.put_nowait(effect)
             case PullBlocks():

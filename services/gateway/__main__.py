@@ -12,6 +12,7 @@ from common.adapters.nats_broker import NatsBroker
 from common.adapters.redis_store import RedisStore
 from common.protocol.subjects import Names
 from common.runtime.adapter_metrics import show_adapter_metrics
+from common.runtime.failpoints import Failpoints
 from common.runtime.incarnation import make_incarnation
 from common.runtime.logs import configure_logging
 from common.runtime.metrics import Metrics
@@ -60,6 +61,7 @@ async def run(settings: GatewaySettings) -> None:
         broker=broker,
         store=store,
         names=Names(settings.mesh.name),
+        failpoints=Failpoints(settings.mesh.failpoints),
     )
     metrics = Metrics()
     show_mesh_metrics(metrics, mesh)

@@ -37,6 +37,7 @@ from common.protocol.request_record import (
     first_record,
 )
 from common.protocol.subjects import Names
+from common.runtime.failpoints import Failpoints
 from common.runtime.model_cards import read_card
 from common.values.errors import (
     BrokerUnavailable,
@@ -64,7 +65,17 @@ logger = logging.getLogger(__name__)
 class LiveMesh:
     """A MeshClient. `run` serves until it is cancelled; requests can be started from then on."""
 
-    def __init__(self, *, gateway: GatewayId, incarnation: Incarnation, broker: Broker, store: StateStore, names: Names) -> None:
+    def __init__(
+        self,
+        *,
+        gateway: GatewayId,
+        incarnation: Incarnation,
+        broker: Broker,
+        store: StateStore,
+        names: Names,
+        failpoints: Failpoints | None = None,
+    ) -> None:
+        self._failpoints = failpoints or Failpoints()
         self._gateway = gateway
         self._incarnation = incarnation
         self._broker = broker
@@ -281,6 +292,7 @@ class LiveMesh:
                 if not accepted.done():
                     accepted.set_result(None)
             case Deliver():
+                self._failpoints.hit("gateway.first_token" if effect.new.first == 0 else "gateway.delivering")
                 self._generations[effect.request_id].deliver(effect.choice, effect.new, self._now())
             case Ended():
                 self._end(effect)
@@ -301,6 +313,7 @@ class LiveMesh:
             payload = await self._broker.request(
                 self._names.worker_inbox(effect.worker), self._encoded(dispatch), timeout_s=DISPATCH_TIMEOUT_S
             )
+            self._failpoints.hit("gateway.dispatched")
             reply = None if payload is None else decode_dispatch_reply(payload)
         except (StoreUnavailable, BrokerUnavailable, PayloadTooLarge) as error:
             self._core.abort(request_id, dispatch.attempt, error, self._now())
