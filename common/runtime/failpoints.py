@@ -64,7 +64,7 @@ class Failpoints:
                     f"failpoints: {part!r} is not POINT=ACTION[@N][,token=ID]; "
                     f"points: {', '.join(POINTS)}; actions: {', '.join(ACTIONS)}"
                 )
-            self._armed[point] = _Armed(passes_left=int(nth or 1), token=int(token) if token else None)
+            self._armed[point] = _Armed(action=action, passes_left=int(nth or 1), token=int(token) if token else None)
 
     def hit(self, point: str, tokens: Collection[int] = ()) -> None:
         """Pass a point; `tokens` is the prompt that it concerns. May not return."""
