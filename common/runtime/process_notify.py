@@ -2,7 +2,8 @@
 
 The child writes JSON lines to the pipe whose number is in SEGUE_NOTIFY_FD: `{"state":"loading","detail":"…","progress":0.4}`
 on a change, `{}` as a heartbeat each second. The heartbeat comes from the event loop: a process whose loop hangs is as good
-as dead, and is restarted like a dead one. Started by hand, without the variable, all of this does nothing.
+as dead, and is restarted like a dead one. So is one that withholds its heartbeat, because something else in it hangs.
+Started by hand, without the variable, all of this does nothing.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 NOTIFY_VARIABLE = "SEGUE_NOTIFY_FD"
@@ -47,12 +48,13 @@ class ProcessNotifier:
         encoded = json.dumps(line).encode() + b"\n"
         self._unsent = None if self._send(encoded) else encoded
 
-    async def heartbeat(self) -> None:
-        """Beat until cancelled. Put it into the service's task group."""
+    async def heartbeat(self, alive: Callable[[], bool] = lambda: True) -> None:
+        """Beat until cancelled, as long as the process is `alive` in its own eyes. Put it into the service's task group."""
         while self._descriptor is not None:
             if self._unsent is not None and self._send(self._unsent):
                 self._unsent = None
-            self._send(b"{}\n")
+            if alive():
+                self._send(b"{}\n")
             await asyncio.sleep(HEARTBEAT_S)
 
     def close(self) -> None:

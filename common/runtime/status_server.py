@@ -1,4 +1,6 @@
-"""A worker's own little HTTP port: /metrics, /health, /readyz. Answers one request a connection; nothing else is served.
+"""A worker's own little HTTP port: /metrics, /health (whether it should go on living), /readyz.
+
+Answers one request a connection; nothing else is served.
 
 Bound to the worker's host: put it on an address that only the operators reach. What it shows names no request.
 """
@@ -16,11 +18,14 @@ MAX_REQUEST_BYTES = 8192
 class StatusServer:
     """An async context manager; `port` 0 takes a free one, None serves nothing."""
 
-    def __init__(self, host: str, port: int | None, metrics: Metrics, *, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, host: str, port: int | None, metrics: Metrics, *, ready: Callable[[], bool], alive: Callable[[], bool] = lambda: True
+    ) -> None:
         self._host = host
         self._port = port
         self._metrics = metrics
         self._ready = ready
+        self._alive = alive
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> "StatusServer":
@@ -59,7 +64,7 @@ class StatusServer:
             case b"/metrics":
                 status, body = "200 OK", self._metrics.exposition()
             case b"/health":
-                status, body = "200 OK", "ok\n"
+                status, body = ("200 OK", "ok\n") if self._alive() else ("503 Service Unavailable", "a step hangs\n")
             case b"/readyz":
                 status, body = ("200 OK", "ready\n") if self._ready() else ("503 Service Unavailable", "not ready\n")
             case _:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -70,8 +71,9 @@ async def run_worker(settings: WorkerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with asyncio.TaskGroup() as tasks:
-        beat = tasks.create_task(notifier.heartbeat())
-        serving = tasks.create_task(_serve(settings, notifier, stop))
+        alive = _Liveness()
+        beat = tasks.create_task(notifier.heartbeat(alive.is_alive))
+        serving = tasks.create_task(_serve(settings, notifier, stop, alive))
         stopping = tasks.create_task(stop.wait())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -79,7 +81,17 @@ async def run_worker(settings: WorkerSettings) -> None:
         beat.cancel()
 
 
-async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyncio.Event) -> None:
+@dataclass(slots=True)
+class _Liveness:
+    """A worker that still loads is alive; once there is a service, that one knows."""
+
+    service: WorkerService | None = None
+
+    def is_alive(self) -> bool:
+        return self.service is None or self.service.alive
+
+
+async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyncio.Event, liveness: _Liveness) -> None:
     """What was opened last is closed first: the region's memory goes with the transport, so the engine stops before it."""
 
     shown = ""
@@ -116,9 +128,10 @@ async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyn
             Names(settings.mesh.name),
             Failpoints(settings.mesh.failpoints),
         )
+        liveness.service = service
         show_worker_metrics(metrics, service)
         show_adapter_metrics(metrics, broker=broker.counts, store=store.counts)
-        status = StatusServer(settings.host, settings.status_port, metrics, ready=lambda: service.ready)
+        status = StatusServer(settings.host, settings.status_port, metrics, ready=lambda: service.ready, alive=liveness.is_alive)
         await closing.enter_async_context(status)
         await service.run(stop, on_ready=lambda: notifier.state("ready", detail=_ready_line(service, status)))
 

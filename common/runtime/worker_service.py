@@ -42,6 +42,7 @@ from common.runtime.failpoints import Failpoints
 from common.runtime.model_cards import CARD_RENEWAL_S, publish_card
 from common.runtime.peer_links import PeerLinks
 from common.runtime.step_meter import StepMeter
+from common.runtime.step_watch import StepWatch
 from common.runtime.token_log_writer import TokenLogWriter
 from common.runtime.worker_inbox import WorkerInbox
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
@@ -80,6 +81,7 @@ class WorkerService:
         self.token_log = TokenLogWriter(world.store, names, identity.incarnation, core.token_log, self._failpoints)
         self._owners = OwnerWatch()
         self._meter = StepMeter()
+        self._step_watch = StepWatch(self._meter)
         self._state: WorkerState = "loading"
         self._sequence_number = 0
         self._unchecked = True
@@ -104,6 +106,11 @@ class WorkerService:
     @property
     def ready(self) -> bool:
         return self._state == "ready"
+
+    @property
+    def alive(self) -> bool:
+        """False while a step hangs: the process is as good as dead, though its event loop runs."""
+        return not self._step_watch.hangs(self._now())
 
     @property
     def tiers(self) -> dict[str, str]:
@@ -213,7 +220,9 @@ class WorkerService:
                 await self._wake.wait()
                 continue
             plan, ticket = under_way.popleft()
+            self._step_watch.began(plan, self._now())
             result = await self._world.step_engine.result(ticket)
+            self._step_watch.ended()
             self._meter.observe(plan, result)
             self._core.on_step(result, self._now())
             self._after_event()

@@ -138,6 +138,23 @@ def test_it_serves_survives_deaths_and_ends_cleanly(tmp_path: Path) -> None:
     assert list((tmp_path / "segue" / "run").iterdir()) == []
 
 
+def test_whatever_freezes_is_replaced_brokers_included(tmp_path: Path) -> None:
+    with serving(tmp_path, "--freeze-s", "2") as served:
+        url = served.url
+        text = _ask(url)
+        for name in ("nats", "valkey", "prefill-0", "decode-0", "gateway"):
+            process = served.children()[name]
+            ended = os.pidfd_open(process)
+            os.kill(process, signal.SIGSTOP)
+            served.until(rf"{name} +FROZEN")
+            _await_end([ended])
+            served.until(rf"{name} +ready", 2)
+            _await_ready(url)
+            assert _ask(url) == text
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(60) == 0
+
+
 def test_nothing_runs_on_when_serve_is_killed_and_the_next_start_sweeps_up(tmp_path: Path) -> None:
     with serving(tmp_path, "--both", "2") as served:
         assert served.url

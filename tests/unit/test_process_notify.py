@@ -52,6 +52,21 @@ def test_a_full_pipe_keeps_the_last_state_for_the_next_beat() -> None:
         assert '"ready"' in lines.readline()
 
 
+def test_a_process_that_is_dead_in_its_own_eyes_withholds_its_heartbeat() -> None:
+    reading, writing = os.pipe()
+    notifier = ProcessNotifier(writing)
+
+    async def beat_a_while() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(notifier.heartbeat(lambda: False), 0.05)
+
+    asyncio.run(beat_a_while())
+    notifier.state("draining")
+    notifier.close()
+    with open(reading, encoding="utf-8") as lines:
+        assert "draining" in lines.readline()
+
+
 def test_a_supervisor_that_is_gone_is_no_error() -> None:
     reading, writing = os.pipe()
     notifier = ProcessNotifier(writing)
