@@ -28,6 +28,7 @@ from common.protocol.messages import (
 )
 from common.protocol.token_stream import TokenStream
 from common.values.errors import (
+    BrokerUnavailable,
     ContextTooLong,
     InvalidRequest,
     NeverFits,
@@ -355,6 +356,9 @@ class GatewayCore:
     def _not_answered(self, request_id: RequestId, attempt: int, worker: WorkerId, now: float, *, broker_alive: bool) -> None:
         request = self._current(request_id, attempt)
         if request is None:
+            return
+        if not broker_alive and not request.accepted:
+            self._fail(request, BrokerUnavailable("the message broker does not answer"), now)
             return
         if not broker_alive:
             request.heard_at = dict.fromkeys(request.heard_at, now)

@@ -9,7 +9,8 @@ from common.values.ids import ModelKey
 from common.values.model_card import ModelCard
 
 CARD_TTL_S = 60.0
-CARD_RENEWAL_S = 20.0
+CARD_RENEWAL_S = 5.0
+"""Also how soon a store that was restarted empty has the cards again."""
 CARD_FIELD = "card"
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ModelCard)

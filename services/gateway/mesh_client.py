@@ -51,6 +51,7 @@ from common.values.errors import (
 )
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId
 from common.values.model_card import ModelCard
+from services.gateway.admission import Admission
 from services.gateway.live_generation import LiveGeneration
 
 DISPATCH_TIMEOUT_S = 2.0
@@ -82,6 +83,7 @@ class LiveMesh:
         self._store = store
         self._names = names
         self._core = GatewayCore(gateway=gateway, incarnation=incarnation)
+        self._admission = Admission()
         self._generations: dict[RequestId, LiveGeneration] = {}
         self._requests: dict[RequestId, GenerationRequest] = {}
         self._cards: dict[ModelKey, ModelCard] = {}
@@ -102,6 +104,7 @@ class LiveMesh:
                 await self._broker.subscribe(self._names.all_snapshots, self._on_snapshot),
             ]
             tasks.create_task(self._run_ticks(), name="ticks")
+            tasks.create_task(self._run_expiry(), name="expire workers")
             tasks.create_task(self._run_renewals(), name="renew records")
             started.set()
             try:
@@ -161,9 +164,10 @@ class LiveMesh:
     async def start(self, request: GenerationRequest) -> LiveGeneration:
         card = self.card(request.model)
         _check(request, card)
-        if self._tasks is None or not self._broker.connected:
-            raise BrokerUnavailable("the message broker is not connected", retry_after_s=2.0)
         now = self._now()
+        self._admission.check(broker_connected=self._broker.connected, now=now)
+        if self._tasks is None:
+            raise Unavailable("the gateway is stopping")
         generation = LiveGeneration(request.request_id, self._cancel, now)
         self._core.start(
             request_id=request.request_id,
@@ -226,23 +230,26 @@ class LiveMesh:
                 await self._active.wait()
                 continue
             await asyncio.sleep(due - self._now())
+            if not self._broker.connected:
+                self._core.registry.refresh(self._now())
             self._core.on_tick(self._now())
             self._after_event()
 
-    async def _run_renewals(self) -> None:
-        """Running requests keep their records; workers that fell silent go."""
-        waited = 0.0
+    async def _run_expiry(self) -> None:
+        """Workers that fell silent go; never because the broker is away. Waits for nobody: a pause here is taken for our own."""
         while True:
             await asyncio.sleep(1.0)
-            waited += 1.0
             self._publish_beat()
+            self._admission.observe_broker(connected=self._broker.connected, now=self._now())
             if self._broker.connected:
                 self._core.registry.expire(self._now())
             else:
                 self._core.registry.refresh(self._now())
-            if waited < RENEWAL_S:
-                continue
-            waited = 0.0
+
+    async def _run_renewals(self) -> None:
+        """Running requests keep their records."""
+        while True:
+            await asyncio.sleep(RENEWAL_S)
             for request_id in self._core.active_ids():
                 try:
                     await self._store.refresh(self._names.request_key(request_id), ttl_s=RUNNING_TTL_S)
@@ -316,7 +323,7 @@ class LiveMesh:
             self._failpoints.hit("gateway.dispatched")
             reply = None if payload is None else decode_dispatch_reply(payload)
         except (StoreUnavailable, BrokerUnavailable, PayloadTooLarge) as error:
-            self._core.abort(request_id, dispatch.attempt, error, self._now())
+            self._core.abort(request_id, dispatch.attempt, self._admission.told(error, self._now()), self._now())
         except PeerError as error:
             logger.warning("malformed_answer", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
             self._core.on_dispatch_answer(request_id, dispatch.attempt, effect.worker, None, self._now())
@@ -350,7 +357,13 @@ class LiveMesh:
                 body=request.body,
                 created=time.time(),
             )
-            if not await self._store.create(key, {**record, **change}, ttl_s=RUNNING_TTL_S):
+            try:
+                created = await self._store.create(key, {**record, **change}, ttl_s=RUNNING_TTL_S)
+            except StoreUnavailable:
+                self._admission.observe_store(works=False, now=self._now())
+                raise
+            self._admission.observe_store(works=True, now=self._now())
+            if not created:
                 raise StoreUnavailable("a request of this id is there already", retry_after_s=1.0)
             if request_id not in self._generations:  # it ended meanwhile, when there was no record to write that into
                 gone = ending_change("ended", seconds={}, tokens=0)
@@ -395,6 +408,8 @@ class LiveMesh:
             alive = False
         except PeerError as error:
             logger.warning("malformed_replay", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
+        if not alive:
+            self._core.registry.refresh(self._now())
         self._core.on_replay_answer(effect.worker, effect.items, entries, self._now(), broker_alive=alive)
         self._after_event()
 

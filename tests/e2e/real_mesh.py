@@ -18,6 +18,8 @@ from common.protocol.subjects import Names
 from common.runtime.incarnation import make_incarnation
 from common.values.ids import GatewayId
 from services.gateway.mesh_client import LiveMesh
+from tests.servers import free_port
+from tools.serve_reachable import until_ready
 
 ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 110
@@ -33,6 +35,8 @@ class RealMesh:
     name: str
     client: LiveMesh | None = None
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    gateways: dict[str, str] = field(default_factory=dict)
+    """Name → URL."""
 
     def start_worker(self, name: str, role: str, *arguments: str) -> None:
         key = self.folder / "cluster.key"
@@ -44,8 +48,32 @@ class RealMesh:
             *("--nats-url", self.nats_url, "--redis-url", self.redis_url, "--cluster-key-file", str(key)),
             *("--threads", "1", "--drain-s", "2", *arguments),
         ]
-        log = (self.folder / f"{name}.log").open("wb")
-        self.processes[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        self._start(name, command)
+
+    def start_gateway(self, name: str, *arguments: str, port: int | None = None) -> str:
+        """Its URL. `until_served` waits for it."""
+        port = port or free_port()
+        command = [
+            *(sys.executable, "-m", "services.gateway", "--gateway-id", name, "--mesh", self.name, "--port", str(port)),
+            *("--nats-url", self.nats_url, "--redis-url", self.redis_url, *arguments),
+        ]
+        self._start(name, command)
+        self.gateways[name] = f"http://127.0.0.1:{port}"
+        return self.gateways[name]
+
+    async def until_served(self) -> None:
+        """Every gateway says that it is ready."""
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            for url in self.gateways.values():
+                waiting = asyncio.ensure_future(until_ready("127.0.0.1", int(url.rpartition(":")[2])))
+                while not waiting.done():
+                    for process_name, process in self.processes.items():
+                        assert process.poll() is None, f"{process_name} ended: {self.log(process_name)}"
+                    await asyncio.wait([waiting], timeout=0.2)
+
+    def _start(self, name: str, command: Sequence[str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")

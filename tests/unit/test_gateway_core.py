@@ -72,11 +72,20 @@ def test_an_unanswered_dispatch_that_is_unknown_is_placed_again() -> None:
     assert d.core.counters["workers_lost"] == 0
 
 
-def test_a_dispatch_that_was_lost_with_the_broker_is_probed_once_the_broker_is_back() -> None:
+def test_a_new_request_that_meets_a_silent_broker_is_turned_away() -> None:
     d = Driver()
     d.know("a")
     d.start()
     d.answer("a", None, now=2.0)
+    d.probes(2.0)
+    d.replay("a", None, now=3.0, broker_alive=False)
+    assert isinstance(d.error(), BrokerUnavailable)
+    assert d.core.active == 0
+
+
+def test_an_accepted_request_outlives_a_silent_broker_and_is_probed_once_that_is_back() -> None:
+    d = Driver()
+    d.started("a", "b")
     d.probes(2.0)
     d.replay("a", None, now=3.0, broker_alive=False)
     assert d.probes(3.1) == []
