@@ -16,9 +16,11 @@ from common.runtime.settings_parse import parse_serve_settings
 from common.runtime.settings_serve import ServeSettings
 from common.runtime.supervisor_shell import SupervisorShell
 from common.values.errors import SegueError, SettingsError
+from common.values.ids import ModelKey
+from common.values.kv_layout import KvDtype
 from tools.serve_model import ServedModel, prepare_model
 from tools.serve_processes import Mesh, mesh_of
-from tools.serve_reachable import check_brokers, listen_for_gateway, until_ready
+from tools.serve_reachable import check_brokers, listen_for_gateway, mesh_dtype, until_ready
 from tools.serve_run_dir import run_folder
 from tools.serve_view import TerminalView
 
@@ -40,8 +42,10 @@ def serve(settings: ServeSettings, environ: Mapping[str, str], view: TerminalVie
         listener = held.enter_context(listen_for_gateway(settings.gateway.host, settings.gateway.port))
         asyncio.run(check_brokers(settings.nats_url, settings.redis_url))
         workers = sum(settings.worker_counts)
-        model = prepare_model(settings.worker, environ, workers=workers, say=view.say)
+        model = prepare_model(settings.worker, environ, workers=workers, say=view.say, ask_mesh=lambda key: _mesh_dtype(settings, key))
         view.say(f"model {model.name} from {model.source}")
+        if model.dtype is not None:
+            view.say(f"dtype {model.dtype}")
         if model.memory is not None:
             view.say(f"memory: {model.memory}")
         folder = held.enter_context(run_folder(settings.run_dir))
@@ -57,6 +61,13 @@ def serve(settings: ServeSettings, environ: Mapping[str, str], view: TerminalVie
         if code != 0:
             view.say(f"ended with an error; the logs are kept in {folder.path / 'logs'}")
         return code
+
+
+def _mesh_dtype(settings: ServeSettings, key: ModelKey) -> KvDtype | None:
+    """In a store of our own nobody has settled anything yet."""
+    if settings.redis_url is None:
+        return None
+    return asyncio.run(mesh_dtype(settings.redis_url, settings.worker.mesh.name, key))
 
 
 def claim_cores(settings: ServeSettings, claims: CoreClaims, view: TerminalView) -> CorePlan:

@@ -4,7 +4,11 @@ import asyncio
 import contextlib
 import socket
 
+from common.protocol.subjects import Names
+from common.runtime.dtype_agreement import DtypeAgreement
 from common.values.errors import SettingsError
+from common.values.ids import ModelKey
+from common.values.kv_layout import KvDtype
 
 BACKLOG = 1024
 ASK_AGAIN_S = 0.1
@@ -44,6 +48,17 @@ async def check_brokers(nats_url: str | None, redis_url: str | None) -> None:
         from common.adapters.redis_store import RedisStore
 
         store = await RedisStore.connect(redis_url.split(","), timeout_s=ANSWER_TIMEOUT_S)
+        await store.close()
+
+
+async def mesh_dtype(redis_url: str, mesh: str, model: ModelKey) -> KvDtype | None:
+    """The dtype that running workers of the model have settled on."""
+    from common.adapters.redis_store import RedisStore
+
+    store = await RedisStore.connect(redis_url.split(","), timeout_s=ANSWER_TIMEOUT_S)
+    try:
+        return await DtypeAgreement(store, Names(mesh).dtype_key(model)).fixed()
+    finally:
         await store.close()
 
 

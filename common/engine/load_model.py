@@ -19,13 +19,6 @@ _DUMMY_SEED: Final = 20_111
 _DTYPES: dict[KvDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose_dtype(asked: KvDtype | None, device: str) -> KvDtype:
-    """What `--dtype auto` (None) means on this device: float32 on a CPU, where a token must not depend on its neighbours."""
-    if asked is not None:
-        return asked
-    return "bfloat16" if torch.device(device).type == "cuda" else "float32"
-
-
 def load_model(
     folder: ModelFolder,
     *,

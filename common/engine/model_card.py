@@ -33,7 +33,7 @@ def model_card(
     template = _chat_template(folder)
     special = _special_tokens(folder)
     return ModelCard(
-        model=ModelKey(name=served_name or folder.name, revision=folder_digest(folder, cache_dir)),
+        model=model_key(folder, cache_dir=cache_dir, served_name=served_name),
         max_model_len=context_length(config, max_model_len),
         vocab_size=config.vocab_size,
         tokenizer=tokenizer.to_str().encode(),
@@ -45,6 +45,11 @@ def model_card(
         architecture=config.architecture,
         dtype=dtype,
     )
+
+
+def model_key(folder: ModelFolder, *, cache_dir: Path, served_name: str | None = None) -> ModelKey:
+    """The group of the workers that serve this model."""
+    return ModelKey(name=served_name or folder.name, revision=folder_digest(folder, cache_dir))
 
 
 def context_length(config: ModelConfig, asked: int | None) -> int:

@@ -13,6 +13,7 @@
 | `segue:v1:<mesh>:request:<id>` | the request record | while it runs, then 10 minutes |
 | `segue:v1:<mesh>:tokens:<id>` | a request's token log: a list of `LogEntry` | as the record |
 | `segue:v1:<mesh>:model:<name>:<revision>` | the model card | 60 s, renewed by its workers |
+| `segue:v1:<mesh>:dtype:<name>:<revision>` | the dtype in which all workers of the model compute | 60 s, renewed by its workers |
 """
 
 from dataclasses import dataclass
@@ -57,3 +58,6 @@ class Names:
 
     def model_key(self, model: ModelKey) -> str:
         return f"segue:v1:{self.mesh}:model:{model.name}:{model.revision}"
+
+    def dtype_key(self, model: ModelKey) -> str:
+        return f"segue:v1:{self.mesh}:dtype:{model.name}:{model.revision}"

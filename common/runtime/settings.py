@@ -25,6 +25,7 @@ from common.runtime.settings_sources import (
     setting,
 )
 from common.values.errors import SettingsError
+from common.values.kv_layout import KvDtype
 from common.values.worker import Role
 
 
@@ -65,7 +66,7 @@ class WorkerSettings:
     revision: str | None = setting(auto_or(TEXT), None, "branch, tag or commit of a hub model", shown_default="the hub's default")
     load_format: str = setting(one_of("auto", "dummy"), "auto", "`dummy` makes random weights from a configuration")
     dtype: str = setting(
-        one_of("auto", "float32", "bfloat16"), "auto", "type of weights and KV; auto chooses what is exact and quick here"
+        one_of("auto", "float32", "bfloat16"), "auto", "type of products and KV; auto takes the mesh's, and its first worker measures"
     )
     quantization: str = setting(
         one_of("auto", "none", "int8", "int4"),
@@ -117,6 +118,11 @@ class WorkerSettings:
     @property
     def worker_role(self) -> Role:
         return cast("Role", self.role)
+
+    @property
+    def asked_dtype(self) -> KvDtype | None:
+        """None: `auto`."""
+        return None if self.dtype == "auto" else cast("KvDtype", self.dtype)
 
     @property
     def engine_kind(self) -> Literal["torch", "synthetic"]:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from os import environ
 from typing import Literal, cast
 
+from common.engine.auto_dtype import DtypeQuestion, auto_dtype
 from common.engine.check_stamp import stamp_path
+from common.engine.dtype_choice import DtypeChoice
 from common.engine.host_memory import available_memory_bytes, shared_memory_bytes
 from common.engine.memory_plan import MemoryPlan, MemoryRequest, kv_layout, plan_memory
 from common.engine.model_cache import default_cache_dir
-from common.engine.model_card import model_card
+from common.engine.model_card import model_card, model_key
 from common.engine.model_files import ModelFolder
 from common.engine.model_source import ModelSpec, resolve_model
 from common.engine.native.kernel_choice import choose_library, copies_weights
@@ -21,6 +23,7 @@ from common.engine.synthetic import StepTimes, SyntheticExecutor
 from common.ports.kv_transport import KvRegion
 from common.ports.step_engine import StepEngine
 from common.runtime.settings import WorkerSettings
+from common.values.ids import ModelKey
 from common.values.kv_layout import Fingerprint, KvDtype, KvLayout
 from common.values.model_card import ModelCard
 from common.values.sampling import SamplingParameters
@@ -29,6 +32,15 @@ from common.values.step import SequenceStart, StepPlan, StepRow
 Progress = Callable[[str, float | None], None]
 WARM_UP_HANDLE = 0
 WARM_UP_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundModel:
+    """A model on this host, and the kernels that will compute it; its dtype is not settled yet."""
+
+    folder: ModelFolder
+    key: ModelKey
+    library: NativeLibrary | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +64,8 @@ class WorkerModel:
         )
 
 
-def prepare_model(settings: WorkerSettings, progress: Progress) -> WorkerModel:
-    """Blocking: may fetch or convert the model. Raises ModelError for what cannot be served or cannot fit."""
+def find_model(settings: WorkerSettings, progress: Progress) -> FoundModel:
+    """Blocking: may fetch or convert the model, and build kernels. Raises ModelError for what cannot be served."""
     cache_dir = default_cache_dir(environ)
     spec = ModelSpec(
         model=settings.model,
@@ -61,7 +73,25 @@ def prepare_model(settings: WorkerSettings, progress: Progress) -> WorkerModel:
         load_format=cast("Literal['auto', 'dummy']", settings.load_format),
     )
     folder = resolve_model(spec, cache_dir, progress)
-    dtype = choose_worker_dtype(settings)
+    key = model_key(folder, cache_dir=cache_dir, served_name=settings.served_model_name)
+    library = None
+    if settings.engine_kind == "torch" and settings.kernel_choice != "torch":
+        progress("preparing kernels (built once on this host)", None)
+        library = choose_library(settings.kernel_choice, settings.device, environ)
+    return FoundModel(folder=folder, key=key, library=library)
+
+
+def quickest_dtype(settings: WorkerSettings, folder: ModelFolder, library: NativeLibrary | None) -> DtypeChoice:
+    """Blocking: what `--dtype auto` means on this host by itself. May measure, once on this host."""
+    if settings.engine_kind == "synthetic":
+        return DtypeChoice(dtype="float32", reason="the synthetic engine computes nothing")
+    question = DtypeQuestion(folder=folder, device=settings.device, quantization=settings.quantization_choice, library=library)
+    return auto_dtype(question, default_cache_dir(environ))
+
+
+def prepare_model(settings: WorkerSettings, found: FoundModel, dtype: KvDtype) -> WorkerModel:
+    """Blocking. Raises ModelError for what cannot be served or cannot fit."""
+    folder, cache_dir = found.folder, default_cache_dir(environ)
     plan = plan_worker_memory(settings, folder, dtype, workers=1)
     card = model_card(
         folder,
@@ -71,10 +101,6 @@ def prepare_model(settings: WorkerSettings, progress: Progress) -> WorkerModel:
         dtype=dtype,
         created=int(time.time()),
     )
-    library = None
-    if settings.engine_kind == "torch" and settings.kernel_choice != "torch":
-        progress("preparing kernels (built once on this host)", None)
-        library = choose_library(settings.kernel_choice, settings.device, environ)
     return WorkerModel(
         folder=folder,
         card=card,
@@ -82,7 +108,7 @@ def prepare_model(settings: WorkerSettings, progress: Progress) -> WorkerModel:
         layout=kv_layout(folder.config(), dtype, settings.block_size),
         blocks=plan.blocks,
         max_num_seqs=plan.max_num_seqs,
-        library=library,
+        library=found.library,
         quantization=settings.quantization_choice,
     )
 
@@ -106,13 +132,6 @@ def plan_worker_memory(settings: WorkerSettings, folder: ModelFolder, dtype: KvD
         workers=workers,
         shared_memory_bytes=shared_memory_bytes() if "shm" in settings.kv_tiers else None,
     )
-
-
-def choose_worker_dtype(settings: WorkerSettings) -> KvDtype:
-    """`auto` is float32 on a CPU, where a token must not depend on its neighbours in the batch, bfloat16 on a GPU."""
-    if settings.dtype != "auto":
-        return cast("KvDtype", settings.dtype)
-    return "float32" if settings.device == "cpu" else "bfloat16"
 
 
 def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRegion, progress: Progress) -> StepEngine:

@@ -25,6 +25,7 @@ from common.policy.block_pool import BlockPool
 from common.ports.kv_transport import KvRegion
 from common.protocol.subjects import Names
 from common.runtime.adapter_metrics import show_adapter_metrics
+from common.runtime.dtype_agreement import DtypeAgreement
 from common.runtime.failpoints import Failpoints
 from common.runtime.incarnation import make_incarnation
 from common.runtime.logs import configure_logging
@@ -34,12 +35,22 @@ from common.runtime.process_notify import ProcessNotifier
 from common.runtime.settings import WorkerSettings
 from common.runtime.settings_parse import parse_worker_settings
 from common.runtime.status_server import StatusServer
-from common.runtime.worker_engine import WorkerModel, prepare_model, start_step_engine, warm_up
+from common.runtime.worker_engine import (
+    FoundModel,
+    Progress,
+    WorkerModel,
+    find_model,
+    prepare_model,
+    quickest_dtype,
+    start_step_engine,
+    warm_up,
+)
 from common.runtime.worker_metrics import PullObserver, show_worker_metrics
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
 from common.runtime.worker_service import WorkerService
 from common.values.errors import SegueError, SettingsError
 from common.values.ids import ReservationId, WorkerId
+from common.values.kv_layout import KvDtype
 from common.values.transfer import Tier
 from common.values.worker import Role
 
@@ -114,7 +125,10 @@ async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyn
         transport = build_kv_transport(tiers=tiers, host=settings.host, observer=PullObserver(metrics))
         closing.push_async_callback(transport.close)
         network = TcpPeerNetwork(cluster_key, settings.host, settings.control_port)
-        model = await asyncio.to_thread(prepare_model, settings, progress)
+        found = await asyncio.to_thread(find_model, settings, progress)
+        agreement = DtypeAgreement(store, Names(settings.mesh.name).dtype_key(found.key))
+        dtype = await _settle_dtype(settings, found, agreement, progress)
+        model = await asyncio.to_thread(prepare_model, settings, found, dtype)
         region = await transport.start(model.layout, model.blocks)
         step_engine = await asyncio.to_thread(start_step_engine, settings, model, region, progress)
         closing.push_async_callback(step_engine.close)
@@ -133,7 +147,31 @@ async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyn
         show_adapter_metrics(metrics, broker=broker.counts, store=store.counts)
         status = StatusServer(settings.host, settings.status_port, metrics, ready=lambda: service.ready, alive=liveness.is_alive)
         await closing.enter_async_context(status)
-        await service.run(stop, on_ready=lambda: notifier.state("ready", detail=_ready_line(service, status)))
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(agreement.keep(dtype), name="dtype")
+            try:
+                await service.run(stop, on_ready=lambda: notifier.state("ready", detail=_ready_line(service, status)))
+            finally:
+                keeping.cancel()
+
+
+async def _settle_dtype(settings: WorkerSettings, found: FoundModel, agreement: DtypeAgreement, progress: Progress) -> KvDtype:
+    """What was asked for; or, by `auto`, what the mesh computes in, which the first worker of a model measures."""
+    if (asked := settings.asked_dtype) is not None:
+        agreement.compare(asked, await agreement.hold(asked))
+        return asked
+    reason = "the mesh computes this model in it"
+
+    async def measure() -> KvDtype:
+        nonlocal reason
+        progress("measuring which dtype is quickest (once on this host)", None)
+        choice = await asyncio.to_thread(quickest_dtype, settings, found.folder, found.library)
+        reason = choice.reason
+        return choice.dtype
+
+    dtype = await agreement.settle(measure)
+    logger.info("dtype_chosen", extra={"fields": {"dtype": dtype, "reason": reason}})
+    return dtype
 
 
 def _ready_line(service: WorkerService, status: StatusServer) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from common.adapters.memory_peers import MemoryPeerHub, MemoryPeerNetwork
 from common.adapters.memory_transport import MemoryTransport, MemoryTransportHub
@@ -120,3 +121,17 @@ async def test_a_peer_that_cannot_pair_is_shown_until_it_leaves() -> None:
         assert it.links.unpaired == {"z": "model"}
         it.links.announced(announcement("z", port), gone=True)
         assert it.links.unpaired == {}
+
+
+async def test_a_peer_of_another_dtype_is_shown_with_that_field() -> None:
+    async with side() as it, asyncio.timeout(5):
+        _, port = await it.network.listen(it.calls.append)
+        it.links.announced(announcement("z", port), gone=False)
+        while not it.calls:
+            await asyncio.sleep(0.002)
+        it.calls[0].listen(lambda payload: None, lambda reason: None)
+        narrow = replace(FINGERPRINT, dtype="bfloat16", layout=replace(FINGERPRINT.layout, dtype="bfloat16"))
+        it.calls[0].send(encode(Hello(worker="z", incarnation="1", model=MODEL, fingerprint=narrow, transport=b"")))
+        await it.links.wait_until_tried(settle_s=0.0, timeout_s=60.0)
+        assert it.links.unpaired == {"z": "dtype"}
+        assert it.joined == []

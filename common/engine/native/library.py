@@ -88,6 +88,7 @@ class NativeLibrary:
     """One loaded variant. Its functions are called by the classes of this module and by the tests."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.functions = functions = ctypes.CDLL(str(path))
         functions.segue_variant.restype = c_char_p
         functions.segue_engine_new.argtypes = (c_int,)
