@@ -51,11 +51,11 @@ class _Armed:
 class Failpoints:
     """What is armed in this process; `Failpoints()` is nothing."""
 
-    def __init__(self, text: str = "") -> None:
+    def __init__(self, text: str | None = None) -> None:
         """Raises SettingsError for a point or an action that does not exist."""
         self._armed: dict[str, _Armed] = {}
         self._tokens: dict[int, frozenset[int]] = {}
-        for part in filter(None, (part.strip() for part in text.split(";"))):
+        for part in filter(None, (part.strip() for part in (text or "").split(";"))):
             point, _, rest = part.partition("=")
             action, _, token = rest.partition(",token=")
             action, _, nth = action.partition("@")

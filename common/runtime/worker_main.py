@@ -140,7 +140,7 @@ async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyn
             world,
             _core(settings, model, region),
             Names(settings.mesh.name),
-            Failpoints(settings.mesh.failpoints or ""),
+            Failpoints(settings.mesh.failpoints),
         )
         liveness.service = service
         show_worker_metrics(metrics, service)
