@@ -57,10 +57,10 @@ def mesh_of(
     workers = [
         _worker(index, name, settings, model, mesh, cores.workers[index], folder, environment) for index, name in enumerate(names)
     ]
-    gateway = _gateway(settings, mesh, folder, environment, listen_fd)
+    gateways = [_gateway(name, settings, mesh, folder, environment, listen_fd) for name in gateway_names(settings.gateways)]
     return Mesh(
         folder=folder,
-        processes=(*(server.process for server in servers), *workers, gateway),
+        processes=(*(server.process for server in servers), *workers, *gateways),
         own_servers=tuple(servers),
         cores=dict(zip(names, cores.workers, strict=True)),
     )
@@ -69,6 +69,11 @@ def mesh_of(
 def worker_names(counts: tuple[int, int, int]) -> list[str]:
     """`prefill-0`, `decode-0`, …: how people call the processes; ids on the wire carry no role."""
     return [f"{role}-{index}" for role, count in zip(("prefill", "decode", "both"), counts, strict=True) for index in range(count)]
+
+
+def gateway_names(count: int) -> list[str]:
+    """They share one listening socket; whichever is free takes the next connection."""
+    return ["gateway"] if count == 1 else [f"gateway-{index}" for index in range(count)]
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -119,14 +124,16 @@ def _worker(
     )
 
 
-def _gateway(settings: ServeSettings, mesh: MeshSettings, folder: Path, environment: Mapping[str, str], listen_fd: int) -> ProcessSpec:
+def _gateway(
+    name: str, settings: ServeSettings, mesh: MeshSettings, folder: Path, environment: Mapping[str, str], listen_fd: int
+) -> ProcessSpec:
     gateway = replace(
-        settings.gateway, mesh=mesh, gateway_id=f"gateway-{secrets.token_hex(4)}", listen_fd=listen_fd, api_key_file=None
+        settings.gateway, mesh=mesh, gateway_id=f"{name}-{secrets.token_hex(4)}", listen_fd=listen_fd, api_key_file=None
     )
-    path = folder / "gateway.toml"
+    path = folder / f"{name}.toml"
     to_file(path, mesh, gateway)
     child = ChildSpec(
-        name="gateway",
+        name=name,
         start_stage=WORKER_STAGE,
         stop_stage=GATEWAY_STAGE,
         drain_s=gateway.drain_s + STOP_SLACK_S,

@@ -20,6 +20,7 @@ class ServeSettings:
     prefill: int | None = setting(auto_or(whole(0, 256)), None, "prefill workers", shown_default="1, or 0 with --both alone")
     decode: int | None = setting(auto_or(whole(0, 256)), None, "decode workers", shown_default="1, or 0 with --both alone")
     both: int = setting(whole(0, 256), 0, "colocated workers, which do both phases")
+    gateways: int = setting(whole(1, 64), 1, "gateways behind the one port; each can resume the streams of the others")
     nats_url: str | None = setting(auto_or(TEXT), None, "use these NATS servers", shown_default="an own one", secret=True)
     redis_url: str | None = setting(auto_or(TEXT), None, "use this Redis or Valkey", shown_default="an own one", secret=True)
     run_dir: str | None = setting(auto_or(TEXT), None, "folder for logs, keys and sockets", shown_default="a new private one")

@@ -55,9 +55,10 @@ async def run(settings: GatewaySettings) -> None:
     urls = settings.mesh.nats_url.split(",")
     broker = await NatsBroker.connect(urls, name=settings.id)
     store = await RedisStore.connect(settings.mesh.redis_url.split(","))
+    incarnation = make_incarnation()
     mesh = LiveMesh(
-        gateway=GatewayId(settings.id),
-        incarnation=make_incarnation(),
+        gateway=GatewayId(f"{settings.id}-{incarnation}"),  # frames for one process must never reach the next one
+        incarnation=incarnation,
         broker=broker,
         store=store,
         names=Names(settings.mesh.name),
