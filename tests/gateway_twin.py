@@ -13,8 +13,9 @@ from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from common.ports.generation import GenerationRequest, TokenEvent
-from common.values.errors import ModelNotFound, NeverFits, RequestFailed, SegueError
+from common.ports.generation import Attached, GenerationRequest, TokenEvent
+from common.protocol.request_record import IdempotencyMark
+from common.values.errors import IdempotencyKeyReused, ModelNotFound, NeverFits, RequestFailed, SegueError, StreamNotFound
 from common.values.ids import ModelKey, RequestId
 from common.values.model_card import ModelCard
 from common.values.tokens import Ending, PositionLogprobs
@@ -88,6 +89,7 @@ class TwinMesh:
     open: "dict[RequestId, TwinGeneration]" = field(default_factory=dict)
     cancelled: set[tuple[RequestId, int]] = field(default_factory=set)
     made: int = 0
+    marks: dict[str, tuple[RequestId, bytes]] = field(default_factory=dict)
 
     def cards(self) -> Sequence[ModelCard]:
         return self.served
@@ -100,6 +102,23 @@ class TwinMesh:
 
     def readiness(self) -> dict[str, str]:
         return self.not_ready
+
+    async def attach(self, request_id: RequestId, tenant: str) -> Attached:
+        """Another reader of what was started here, from the first token on."""
+        for request in self.requests:
+            if request.request_id == request_id and request.tenant == tenant:
+                return Attached(request=request, generation=await self.start(request))
+        raise StreamNotFound("there is no such stream")
+
+    async def claim(self, mark: IdempotencyMark, request_id: RequestId) -> RequestId:
+        holder, digest = self.marks.setdefault(mark.key, (request_id, mark.digest))
+        if digest != mark.digest:
+            raise IdempotencyKeyReused("this key came with another body")
+        return holder
+
+    async def release(self, mark: IdempotencyMark, request_id: RequestId) -> None:
+        if self.marks.get(mark.key, ("", b""))[0] == request_id:
+            del self.marks[mark.key]
 
     async def start(self, request: GenerationRequest) -> "TwinGeneration":
         if self.script.refuse is not None:

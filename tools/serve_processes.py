@@ -127,9 +127,7 @@ def _worker(
 def _gateway(
     name: str, settings: ServeSettings, mesh: MeshSettings, folder: Path, environment: Mapping[str, str], listen_fd: int
 ) -> ProcessSpec:
-    gateway = replace(
-        settings.gateway, mesh=mesh, gateway_id=f"{name}-{secrets.token_hex(4)}", listen_fd=listen_fd, api_key_file=None
-    )
+    gateway = replace(settings.gateway, mesh=mesh, gateway_id=f"{name}-{secrets.token_hex(4)}", listen_fd=listen_fd, api_key_file=None)
     path = folder / f"{name}.toml"
     to_file(path, mesh, gateway)
     child = ChildSpec(

@@ -7,10 +7,20 @@ number; whatever carries a lower one is dropped. A silent or broken stream is pr
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from common.mesh.cancel_memory import CancelMemory
-from common.mesh.gateway_effects import Accepted, AskCache, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
+from common.mesh.gateway_effects import (
+    Accepted,
+    AskCache,
+    Deliver,
+    Dropped,
+    Ended,
+    GatewayEffect,
+    SendCancel,
+    SendDispatch,
+    SendReplay,
+)
 from common.mesh.gateway_request import GatewayRequest
 from common.mesh.worker_registry import WorkerRegistry
 from common.policy.routing import place
@@ -117,6 +127,29 @@ class GatewayCore:
         )
         self._requests[request_id] = request
         self._place(request, now)
+
+    def adopt(self, request: GatewayRequest, logged: Mapping[int, NewTokens], now: float) -> None:
+        """Go on with another gateway's request. What its log holds is delivered first; then its workers are probed with our
+        higher epoch, which turns their frames to us, and what was lost with a worker is placed again."""
+        self._requests[request.request_id] = request
+        self.counters["adopted"] += 1
+        for choice, known in logged.items():
+            for new in request.streams[choice].accept(request.attempt, known):
+                self._effects.append(Deliver(request_id=request.request_id, choice=choice, new=new))
+        if not request.unfinished():
+            self._end(request, None)
+        elif not request.answered:
+            self._place(request, now)
+
+    def drop(self, request_id: RequestId, now: float) -> None:
+        """Another gateway owns this now: forget it, and leave its sequences alone."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return
+        self.counters["dropped"] += 1
+        for worker in request.involved:
+            self._cancels.told(request_id, worker, now)
+        self._effects.append(Dropped(request_id=request_id))
 
     def cancel(self, request_id: RequestId, choice: int | None, now: float) -> None:
         """The client left, or a stop string was matched: nothing more of it is wanted."""
@@ -275,6 +308,7 @@ class GatewayCore:
             attempt=request.attempt,
             gateway=self._gateway,
             incarnation=self._incarnation,
+            epoch=request.epoch,
             model=request.model,
             prompt=pack_ids(request.prompt),
             choices=[ChoiceState(choice=s.choice, tokens=list(s.tokens)) for s in request.unfinished()],
@@ -337,6 +371,9 @@ class GatewayCore:
         request.unanswered.pop(worker, None)
         stream = request.streams[entry.choice]
         if stream.ended:
+            return
+        if entry.state == "adopted":
+            self.drop(request.request_id, now)
             return
         if entry.state == "unknown":
             if request.source[entry.choice] == worker:
@@ -406,7 +443,7 @@ class GatewayCore:
             self._fail(request, error, now)
 
     def _cancel_workers(self, request: GatewayRequest, choices: list[int] | None, now: float) -> None:
-        cancel = Cancel(request_id=request.request_id, attempt=request.attempt, choices=choices)
+        cancel = Cancel(request_id=request.request_id, attempt=request.attempt, choices=choices, epoch=request.epoch)
         for worker in sorted(request.involved):
             self._send_cancel(worker, cancel, now)
 
@@ -420,7 +457,9 @@ class GatewayCore:
         if entry.new.ending is not None or not self._cancels.is_due(RequestId(entry.request_id), worker, now):
             return
         self.counters["stray_frames"] += 1
-        self._send_cancel(worker, Cancel(request_id=entry.request_id, attempt=entry.attempt, choices=choices), now)
+        request = self._requests.get(RequestId(entry.request_id))
+        epoch = 1 if request is None else request.epoch
+        self._send_cancel(worker, Cancel(request_id=entry.request_id, attempt=entry.attempt, choices=choices, epoch=epoch), now)
 
     def _fail(self, request: GatewayRequest, error: SegueError, now: float) -> None:
         self._cancel_workers(request, None, now)
@@ -432,4 +471,10 @@ class GatewayCore:
 
 
 def _item(request: GatewayRequest, stream: TokenStream) -> ReplayItem:
-    return ReplayItem(request_id=request.request_id, choice=stream.choice, attempt=request.attempt, next_index=stream.next_index)
+    return ReplayItem(
+        request_id=request.request_id,
+        choice=stream.choice,
+        attempt=request.attempt,
+        next_index=stream.next_index,
+        epoch=request.epoch,
+    )

@@ -61,4 +61,11 @@ class AskCache:
     worker: WorkerId
 
 
-GatewayEffect = SendDispatch | SendCancel | SendReplay | AskCache | Accepted | Deliver | Ended
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """Another gateway has taken the request over: its end is no longer ours to record, its sequences not ours to cancel."""
+
+    request_id: RequestId
+
+
+GatewayEffect = SendDispatch | SendCancel | SendReplay | AskCache | Accepted | Deliver | Ended | Dropped

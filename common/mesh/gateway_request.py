@@ -15,7 +15,8 @@ class GatewayRequest:
     `involved` are all workers that may hold something of the present attempt. `answered` once the dispatch is: from then on
     the request is probed. `asked` are the choices with a probe under way, `unanswered` counts probes by worker.
     `losses` counts lost workers and `raises` new attempts since the last new token. While nobody takes the request it is
-    placed again at `retry_at`; `waits_since` is when that began, until a worker has accepted.
+    placed again at `retry_at`; `waits_since` is when that began, until a worker has accepted. `epoch` rises with every change
+    of the owning gateway.
     """
 
     request_id: RequestId
@@ -25,6 +26,7 @@ class GatewayRequest:
     salt: bytes
     streams: dict[int, TokenStream]
     deadline: float | None
+    epoch: int = 1
     attempt: int = 0
     worker: WorkerId | None = None
     answered: bool = False

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.protocol.request_record import IdempotencyMark
 from common.values.ids import RequestId
 from common.values.model_card import ModelCard
 from common.values.sampling import SamplingParameters
@@ -12,7 +13,11 @@ from common.values.tokens import Ending, PositionLogprobs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """`choices` is n. `body` is the normalised request, kept in the request record. `deadline_s` bounds the whole."""
+    """`choices` is n. `body` is the normalised request, kept in the request record. `deadline_s` bounds the whole.
+
+    `tenant` is a digest of the API key that asked: nobody else may come back to the request. `lingers`: it lives on for a
+    while without a reader. `keep_prompt`: its answer shows the prompt, so the record keeps it beyond the end.
+    """
 
     request_id: RequestId
     model: str
@@ -22,6 +27,10 @@ class GenerationRequest:
     body: bytes = b""
     salt: bytes = b""
     deadline_s: float | None = None
+    tenant: str = ""
+    lingers: bool = False
+    keep_prompt: bool = False
+    idempotency: IdempotencyMark | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +70,14 @@ class Generation(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """A request that was found again, read from its first token on. Its prompt is empty once it has ended, unless it is kept."""
+
+    request: GenerationRequest
+    generation: Generation
+
+
 class MeshClient(Protocol):
     """The gateway's way into the mesh."""
 
@@ -78,4 +95,18 @@ class MeshClient(Protocol):
 
     async def start(self, request: GenerationRequest) -> Generation:
         """Returns once a worker has accepted. Raises RequestError or Unavailable."""
+        ...
+
+    async def attach(self, request_id: RequestId, tenant: str) -> Attached:
+        """A running or ended request, wherever it runs: from another gateway it is taken over, and its readers there see it end
+        with Moved. Raises StreamNotFound where there is none of this tenant, Unavailable."""
+        ...
+
+    async def claim(self, mark: IdempotencyMark, request_id: RequestId) -> RequestId:
+        """The request that an idempotency key belongs to: this one where the key is new. Raises IdempotencyKeyReused where it
+        came with another body, StoreUnavailable."""
+        ...
+
+    async def release(self, mark: IdempotencyMark, request_id: RequestId) -> None:
+        """The request of a new key was not admitted after all."""
         ...

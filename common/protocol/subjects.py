@@ -11,6 +11,8 @@
 | key | what | lives |
 | --- | --- | --- |
 | `segue:v1:<mesh>:request:<id>` | the request record | while it runs, then 10 minutes |
+| `segue:v1:<mesh>:idempotency:<digest>` | the request of an Idempotency-Key | as its request |
+| `segue:v1:<mesh>:gateway:<id>` | a gateway's mark: where it is missing, the store was emptied | 60 s, renewed by the gateway |
 | `segue:v1:<mesh>:tokens:<id>` | a request's token log: a list of `LogEntry` | as the record |
 | `segue:v1:<mesh>:model:<name>:<revision>` | the model card | 60 s, renewed by its workers |
 | `segue:v1:<mesh>:dtype:<name>:<revision>` | the dtype in which all workers of the model compute | 60 s, renewed by its workers |
@@ -55,6 +57,13 @@ class Names:
 
     def log_key(self, request: RequestId) -> str:
         return f"segue:v1:{self.mesh}:tokens:{request}"
+
+    def idempotency_key(self, digest: str) -> str:
+        """`digest` is of the tenant and the client's key together."""
+        return f"segue:v1:{self.mesh}:idempotency:{digest}"
+
+    def gateway_key(self, gateway: GatewayId) -> str:
+        return f"segue:v1:{self.mesh}:gateway:{gateway}"
 
     def model_key(self, model: ModelKey) -> str:
         return f"segue:v1:{self.mesh}:model:{model.name}:{model.revision}"

@@ -42,7 +42,10 @@ class MeshSettings:
         auto_or(TEXT), None, "file with the key that workers prove to each other before any KV moves", shown_default="none"
     )
     failpoints: str | None = setting(
-        auto_or(TEXT), None, "for tests: points at which this process dies or errs (common/runtime/failpoints.py)", shown_default="none"
+        auto_or(TEXT),
+        None,
+        "for tests: points at which this process dies or errs (common/runtime/failpoints.py)",
+        shown_default="none",
     )
     log_level: str = setting(one_of("debug", "info", "warning", "error"), "info", "least severe log line that is written")
     log_format: str = setting(one_of("text", "json"), "text", "one `event key=value` line, or one JSON object, per event")

@@ -6,10 +6,13 @@ SegueError
 │   ├── ContextTooLong        400 context_length_exceeded
 │   ├── NotAuthorised         401 invalid_api_key
 │   ├── ModelNotFound         404 model_not_found
+│   ├── StreamNotFound        404 stream_not_found
+│   ├── IdempotencyKeyReused  422 idempotency_key_reused
 │   ├── PayloadTooLarge       413 payload_too_large
 │   └── NeverFits             400 kv_cache_too_small
 ├── Unavailable               retryable: 503 (or 429) with Retry-After
 │   ├── Overloaded            429 overloaded
+│   ├── Moved                 503 moved: another gateway goes on with the request
 │   └── BrokerUnavailable / StoreUnavailable
 ├── RequestFailed             an accepted request ended with an error (after the 200: the stream's error event)
 ├── PeerError                 another process broke the protocol: it is answered, counted and dropped
@@ -52,6 +55,16 @@ class ModelNotFound(RequestError):
     code = "model_not_found"
 
 
+class StreamNotFound(RequestError):
+    status = 404
+    code = "stream_not_found"
+
+
+class IdempotencyKeyReused(RequestError):
+    status = 422
+    code = "idempotency_key_reused"
+
+
 class PayloadTooLarge(RequestError):
     status = 413
     code = "payload_too_large"
@@ -75,6 +88,10 @@ class Unavailable(SegueError):
 class Overloaded(Unavailable):
     status = 429
     code = "overloaded"
+
+
+class Moved(Unavailable):
+    code = "moved"
 
 
 class BrokerUnavailable(Unavailable):

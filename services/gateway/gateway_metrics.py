@@ -24,6 +24,9 @@ class GatewayMetrics:
         self.prompt_tokens = metrics.counter("segue_prompt_tokens_total", "Prompt tokens of admitted requests.", model)
         self.completion_tokens = metrics.counter("segue_completion_tokens_total", "Tokens delivered to clients.", model)
         self.running = metrics.gauge("segue_requests_running", "Generation requests between admission and end.").series()
+        self.attached = metrics.counter(
+            "segue_streams_attached_total", "Clients that came back to a request: resumed, or repeated (Idempotency-Key).", ("how",)
+        )
         self.websockets = metrics.gauge("segue_websocket_connections", "Open websocket connections.").series()
 
 

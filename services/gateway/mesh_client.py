@@ -11,10 +11,21 @@ from collections.abc import Coroutine, Sequence
 
 import msgspec
 
+from common.mesh.adoption import adopted_request, logged_tokens
 from common.mesh.gateway import GatewayCore
-from common.mesh.gateway_effects import Accepted, AskCache, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
+from common.mesh.gateway_effects import (
+    Accepted,
+    AskCache,
+    Deliver,
+    Dropped,
+    Ended,
+    GatewayEffect,
+    SendCancel,
+    SendDispatch,
+    SendReplay,
+)
 from common.ports.broker import Broker, Message
-from common.ports.generation import GenerationRequest
+from common.ports.generation import Attached, GenerationRequest
 from common.ports.state_store import StateStore
 from common.protocol.messages import (
     Dispatch,
@@ -26,38 +37,42 @@ from common.protocol.messages import (
     decode_snapshot,
     decode_token_frame,
     encode,
-    pack_ids,
 )
-from common.protocol.request_record import (
-    ENDED_TTL_S,
-    RENEWAL_S,
-    RUNNING_TTL_S,
-    attempt_change,
-    ending_change,
-    first_record,
-)
+from common.protocol.request_record import RENEWAL_S, IdempotencyMark, RequestRecord
 from common.protocol.subjects import Names
 from common.runtime.failpoints import Failpoints
 from common.runtime.model_cards import read_card
 from common.values.errors import (
     BrokerUnavailable,
     ContextTooLong,
+    IdempotencyKeyReused,
     InvalidRequest,
     ModelNotFound,
+    Moved,
     PayloadTooLarge,
     PeerError,
+    RequestFailed,
+    SegueError,
     StoreUnavailable,
+    StreamNotFound,
     Unavailable,
 )
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId
 from common.values.model_card import ModelCard
 from services.gateway.admission import Admission
-from services.gateway.live_generation import LiveGeneration
+from services.gateway.live_generation import LiveGeneration, OwnedRequest
+from services.gateway.request_store import RequestStore
 
 DISPATCH_TIMEOUT_S = 2.0
 REPLAY_TIMEOUT_S = 1.0
 PING_TIMEOUT_S = 1.0
 CARD_RETRY_S = 1.0
+BEAT_S = 1.0
+LINGER_S = 30.0
+"""How long a request that can be resumed lives on without a reader."""
+MAX_LINGERING = 1024
+MAX_TAKE_OVERS = 4
+"""Tries, where other gateways take the same request over at the same time."""
 MAX_PROMPT_SCORES = 20_000
 """Prompt log-probabilities travel in one frame: (positions x alternatives) is bounded."""
 logger = logging.getLogger(__name__)
@@ -84,8 +99,9 @@ class LiveMesh:
         self._names = names
         self._core = GatewayCore(gateway=gateway, incarnation=incarnation)
         self._admission = Admission()
-        self._generations: dict[RequestId, LiveGeneration] = {}
-        self._requests: dict[RequestId, GenerationRequest] = {}
+        self._records = RequestStore(store, names, gateway=gateway, incarnation=incarnation)
+        self._owned: dict[RequestId, OwnedRequest] = {}
+        self._unrecorded: set[RequestId] = set()
         self._cards: dict[ModelKey, ModelCard] = {}
         self._loading_cards: set[ModelKey] = set()
         self._active = asyncio.Event()
@@ -104,8 +120,8 @@ class LiveMesh:
                 await self._broker.subscribe(self._names.all_snapshots, self._on_snapshot),
             ]
             tasks.create_task(self._run_ticks(), name="ticks")
-            tasks.create_task(self._run_expiry(), name="expire workers")
-            tasks.create_task(self._run_renewals(), name="renew records")
+            tasks.create_task(self._run_beats(), name="beats")
+            tasks.create_task(self._run_record_keeping(), name="keep records")
             started.set()
             try:
                 await asyncio.get_running_loop().create_future()
@@ -116,10 +132,13 @@ class LiveMesh:
                     await subscription.close()
 
     def _end_all(self) -> None:
-        """Nobody will follow these requests any more: their readers are told, their workers stop."""
-        for request_id, generation in list(self._generations.items()):
-            generation.finish(Unavailable("the gateway is stopping"))
-            self._cancel(request_id, None)
+        """Nobody here will follow these requests any more: their readers are told. What lingers may be resumed elsewhere, the
+        others' workers stop."""
+        for request_id, owned in list(self._owned.items()):
+            lingers = owned.lingers and owned.is_recorded
+            owned.finish(Unavailable("the gateway is stopping"))
+            if not lingers:
+                self._cancel(request_id, None)
 
     async def first_cards(self, *, timeout_s: float) -> None:
         """Wait until a model can be served, but not for ever: a gateway that restarts should not say that there is none."""
@@ -168,7 +187,8 @@ class LiveMesh:
         self._admission.check(broker_connected=self._broker.connected, now=now)
         if self._tasks is None:
             raise Unavailable("the gateway is stopping")
-        generation = LiveGeneration(request.request_id, self._cancel, now)
+        owned = OwnedRequest(request, card.model, cancel_in_mesh=self._cancel, clock=self._now)
+        generation = owned.read()
         self._core.start(
             request_id=request.request_id,
             model=card.model,
@@ -179,16 +199,111 @@ class LiveMesh:
             deadline=None if request.deadline_s is None else now + request.deadline_s,
             now=now,
         )
-        self._generations[request.request_id] = generation
-        self._requests[request.request_id] = request
+        self._owned[request.request_id] = owned
         self._after_event()
         self._active.set()
         try:
-            await asyncio.shield(generation.accepted)
+            await asyncio.shield(owned.accepted)
         except BaseException:
             generation.cancel()
+            await generation.close()
             raise
         return generation
+
+    async def attach(self, request_id: RequestId, tenant: str) -> Attached:
+        for _ in range(MAX_TAKE_OVERS):
+            record = await self._record_of(request_id)
+            owned = self._owned.get(request_id)
+            if owned is not None and owned.request.tenant == tenant:
+                if record is None or (record.owner, record.epoch) == (self._gateway, owned.epoch):
+                    return await self._join(owned)
+                self._lose(request_id)  # somebody has taken it over, and we had not heard yet
+            if record is None or record.facts.tenant != tenant:
+                raise StreamNotFound("there is no such stream, or it ended too long ago")
+            if record.state != "running":
+                return await self._ended(request_id, record)
+            if self._tasks is None or not self._broker.connected:
+                raise BrokerUnavailable("the message broker is not connected", retry_after_s=2.0)
+            epoch = await self._records.take_over(request_id, record)
+            if epoch is not None:
+                return await self._adopt(request_id, record, epoch)
+        raise Unavailable("other gateways are taking this stream over", retry_after_s=1.0)
+
+    async def _record_of(self, request_id: RequestId) -> RequestRecord | None:
+        """None also for a request of ours while the store is away: nobody takes over then."""
+        try:
+            return await self._records.find(request_id)
+        except StoreUnavailable:
+            if request_id in self._owned:
+                return None
+            raise
+
+    async def claim(self, mark: IdempotencyMark, request_id: RequestId) -> RequestId:
+        holder, digest = await self._records.claim(mark, request_id)
+        if digest != mark.digest:
+            raise IdempotencyKeyReused("this Idempotency-Key came with another body before; use a new key for a new request")
+        return holder
+
+    async def release(self, mark: IdempotencyMark, request_id: RequestId) -> None:
+        await self._records.release(mark, request_id)
+
+    # ------------------------------------------------------------------ attaching
+
+    async def _join(self, owned: OwnedRequest) -> Attached:
+        """A request of ours. From now on somebody knows how to come back to it."""
+        owned.lingers = True
+        generation = owned.read()
+        try:
+            await asyncio.shield(owned.accepted)
+        except BaseException:
+            await generation.close()
+            raise
+        return Attached(request=owned.request, generation=generation)
+
+    async def _ended(self, request_id: RequestId, record: RequestRecord) -> Attached:
+        """Nothing runs any more: its log is read again, and then its error, where it ended with one."""
+        owned = self._own(request_id, record, record.epoch)
+        for choice, new in logged_tokens(record.facts, await self._records.log(request_id)).items():
+            owned.deliver(choice, new)
+        failed = record.error
+        owned.finish(None if failed is None else RequestFailed(failed.message, code=failed.code, status=failed.status))
+        return Attached(request=owned.request, generation=owned.read())
+
+    async def _adopt(self, request_id: RequestId, record: RequestRecord, epoch: int) -> Attached:
+        log = await self._records.log(request_id)
+        now = self._now()
+        deadline_s = record.facts.deadline_s
+        deadline = None if deadline_s is None else now + deadline_s  # anew: clocks are not compared between hosts
+        request = adopted_request(request_id, record, log, epoch=epoch, deadline=deadline)
+        owned = self._own(request_id, record, epoch)
+        owned.attempt, owned.worker, owned.decode_worker = request.attempt, record.worker, record.decode_worker
+        owned.is_recorded = True
+        owned.accepted.set_result(None)
+        generation = owned.read()
+        self._owned[request_id] = owned
+        logger.info("request_adopted", extra={"fields": {"request": request_id, "epoch": epoch, "from": record.owner}})
+        self._core.adopt(request, logged_tokens(record.facts, log), now)
+        self._after_event()
+        self._active.set()
+        return Attached(request=owned.request, generation=generation)
+
+    def _own(self, request_id: RequestId, record: RequestRecord, epoch: int) -> OwnedRequest:
+        facts = record.facts
+        request = GenerationRequest(
+            request_id=request_id,
+            model=facts.model.name,
+            prompt=record.prompt,
+            sampling=facts.sampling,
+            choices=facts.choices,
+            body=facts.body,
+            salt=facts.salt,
+            deadline_s=facts.deadline_s,
+            tenant=facts.tenant,
+            lingers=True,
+            keep_prompt=facts.keep_prompt,
+            idempotency=facts.idempotency,
+        )
+        return OwnedRequest(request, facts.model, cancel_in_mesh=self._cancel, clock=self._now, epoch=epoch)
 
     # ------------------------------------------------------------------ events
 
@@ -219,6 +334,9 @@ class LiveMesh:
     def _cancel(self, request_id: RequestId, choice: int | None) -> None:
         self._core.cancel(request_id, choice, self._now())
         self._after_event()
+        owned = self._owned.get(request_id)
+        if choice is not None and owned is not None and owned.is_recorded:
+            self._spawn(self._record_choice(owned, choice), "record choice")
 
     # ------------------------------------------------------------------ loops
 
@@ -235,27 +353,59 @@ class LiveMesh:
             self._core.on_tick(self._now())
             self._after_event()
 
-    async def _run_expiry(self) -> None:
-        """Workers that fell silent go; never because the broker is away. Waits for nobody: a pause here is taken for our own."""
+    async def _run_beats(self) -> None:
+        """Each second: workers hear that we live; workers that fell silent go; nothing lingers too long. Waits for
+        nobody: a pause here is taken for our own."""
         while True:
-            await asyncio.sleep(1.0)
             self._publish_beat()
             self._admission.observe_broker(connected=self._broker.connected, now=self._now())
             if self._broker.connected:
                 self._core.registry.expire(self._now())
             else:
                 self._core.registry.refresh(self._now())
+            self._end_unread()
+            await asyncio.sleep(BEAT_S)
 
-    async def _run_renewals(self) -> None:
-        """Running requests keep their records."""
+    def _end_unread(self) -> None:
+        """In the order in which their readers left; also the oldest ones where too many linger."""
+        lingering = [(owned.unread_since, owned) for owned in self._owned.values() if owned.unread_since is not None]
+        lingering.sort(key=lambda pair: pair[0])
+        for place, (since, owned) in enumerate(lingering):
+            if self._now() - since > LINGER_S or len(lingering) - place > MAX_LINGERING:
+                self._core.counters["left_unread"] += 1
+                owned.cancel(None)
+
+    async def _run_record_keeping(self) -> None:
+        """Running requests keep their records. After an empty restart of the store, or where an attempt could not be recorded,
+        they are written again within a second or so."""
+        renewed_at = self._now()
         while True:
-            await asyncio.sleep(RENEWAL_S)
-            for request_id in self._core.active_ids():
-                try:
-                    await self._store.refresh(self._names.request_key(request_id), ttl_s=RUNNING_TTL_S)
-                except StoreUnavailable as error:
-                    logger.warning("record_not_renewed", extra={"fields": {"reason": str(error)}})
-                    break
+            await asyncio.sleep(BEAT_S)
+            try:
+                if await self._records.was_emptied():
+                    self._unrecorded.update(request_id for request_id, owned in self._owned.items() if owned.is_recorded)
+                for request_id in list(self._unrecorded):
+                    await self._restore(request_id)
+                if self._now() - renewed_at >= RENEWAL_S:
+                    renewed_at = self._now()
+                    await self._renew_all()
+            except StoreUnavailable as error:
+                logger.warning("records_not_kept", extra={"fields": {"reason": str(error)}})
+
+    async def _restore(self, request_id: RequestId) -> None:
+        owned = self._owned.get(request_id)
+        if owned is not None and await self._records.restore(owned) == "lost":
+            self._lose(request_id)
+        self._unrecorded.discard(request_id)
+
+    async def _renew_all(self) -> None:
+        for owned in list(self._owned.values()):
+            if owned.is_recorded and not await self._records.renew(owned):
+                self._unrecorded.add(owned.request_id)
+
+    def _lose(self, request_id: RequestId) -> None:
+        self._core.drop(request_id, self._now())
+        self._after_event()
 
     def _publish_beat(self) -> None:
         beat = GatewayBeat(gateway=self._gateway, incarnation=self._incarnation)
@@ -287,6 +437,9 @@ class LiveMesh:
     def _perform(self, effect: GatewayEffect) -> None:
         match effect:
             case SendDispatch():
+                owned = self._owned.get(RequestId(effect.dispatch.request_id))
+                if owned is not None:
+                    owned.placed(effect.dispatch.attempt, effect.worker, effect.dispatch.decode_worker)
                 self._spawn(self._dispatch(effect), "dispatch")
             case SendCancel():
                 self._publish_cancel(effect)
@@ -295,14 +448,20 @@ class LiveMesh:
             case AskCache():
                 self._ask_cache(effect)
             case Accepted():
-                accepted = self._generations[effect.request_id].accepted
+                accepted = self._owned[effect.request_id].accepted
                 if not accepted.done():
                     accepted.set_result(None)
             case Deliver():
                 self._failpoints.hit("gateway.first_token" if effect.new.first == 0 else "gateway.delivering")
-                self._generations[effect.request_id].deliver(effect.choice, effect.new, self._now())
+                self._owned[effect.request_id].deliver(effect.choice, effect.new)
             case Ended():
                 self._end(effect)
+            case Dropped():
+                self._owned.pop(effect.request_id).finish(
+                    Moved(
+                        "another gateway goes on with this request: resume the stream, or repeat the request with its Idempotency-Key"
+                    )
+                )
 
     def _spawn(self, coroutine: Coroutine[None, None, None], name: str) -> None:
         if self._tasks is not None:
@@ -314,8 +473,7 @@ class LiveMesh:
         dispatch = effect.dispatch
         request_id = RequestId(dispatch.request_id)
         try:
-            await self._record_attempt(request_id, effect)
-            if request_id not in self._generations:
+            if not await self._record_attempt(request_id, dispatch.attempt):
                 return
             payload = await self._broker.request(
                 self._names.worker_inbox(effect.worker), self._encoded(dispatch), timeout_s=DISPATCH_TIMEOUT_S
@@ -338,43 +496,29 @@ class LiveMesh:
             payload = encode(msgspec.structs.replace(dispatch, prompt=None))
         return payload
 
-    async def _record_attempt(self, request_id: RequestId, effect: SendDispatch) -> None:
+    async def _record_attempt(self, request_id: RequestId, attempt: int) -> bool:
         """The record shows an attempt before its worker is told. Without the store nothing new is admitted; a request that
-        runs already may be placed again all the same."""
-        dispatch = effect.dispatch
-        change = attempt_change(dispatch.attempt, effect.worker, dispatch.decode_worker)
-        key = self._names.request_key(request_id)
-        if dispatch.attempt == 1:
-            request = self._requests.get(request_id)
-            if request is None:
-                return
-            record = first_record(
-                gateway=self._gateway,
-                model=dispatch.model,
-                prompt=pack_ids(request.prompt),
-                sampling=request.sampling,
-                choices=request.choices,
-                body=request.body,
-                created=time.time(),
-            )
+        runs already may be placed again all the same. False where there is nothing to dispatch any more."""
+        owned = self._owned.get(request_id)
+        if owned is None:
+            return False
+        if not owned.is_recorded:
             try:
-                created = await self._store.create(key, {**record, **change}, ttl_s=RUNNING_TTL_S)
+                await self._records.admit(owned)
             except StoreUnavailable:
                 self._admission.observe_store(works=False, now=self._now())
                 raise
             self._admission.observe_store(works=True, now=self._now())
-            if not created:
-                raise StoreUnavailable("a request of this id is there already", retry_after_s=1.0)
-            if request_id not in self._generations:  # it ended meanwhile, when there was no record to write that into
-                gone = ending_change("ended", seconds={}, tokens=0)
-                await self._store.update_if(key, expected={"owner": self._gateway.encode()}, changes=gone, ttl_s=ENDED_TTL_S)
-            return
-        try:
-            expected = {"owner": self._gateway.encode()}
-            if not await self._store.update_if(key, expected=expected, changes=change, ttl_s=RUNNING_TTL_S):
-                logger.warning("record_lost", extra={"fields": {"request": request_id}})
-        except StoreUnavailable as error:
-            logger.warning("attempt_not_recorded", extra={"fields": {"request": request_id, "reason": str(error)}})
+            if request_id not in self._owned:  # it ended meanwhile, when there was no record to write that into
+                await self._record_end(owned, None)
+        else:
+            try:
+                if await self._records.record_attempt(owned) == "lost":
+                    self._lose(request_id)
+            except StoreUnavailable as error:
+                logger.warning("attempt_not_recorded", extra={"fields": {"request": request_id, "reason": str(error)}})
+                self._unrecorded.add(request_id)
+        return request_id in self._owned
 
     def _publish_cancel(self, effect: SendCancel) -> None:
         try:
@@ -414,21 +558,22 @@ class LiveMesh:
         self._after_event()
 
     def _end(self, effect: Ended) -> None:
-        generation = self._generations.pop(effect.request_id)
-        self._requests.pop(effect.request_id, None)
-        generation.finish(effect.error)
-        self._spawn(self._record_end(generation, effect), "record end")
+        owned = self._owned.pop(effect.request_id)
+        self._unrecorded.discard(effect.request_id)
+        owned.finish(effect.error)
+        self._spawn(self._record_end(owned, effect.error), "record end")
 
-    async def _record_end(self, generation: LiveGeneration, effect: Ended) -> None:
-        seconds = {"end": self._now() - generation.started}
-        if generation.first_token is not None:
-            seconds["first_token"] = generation.first_token - generation.started
-        change = ending_change("failed" if effect.error else "ended", seconds=seconds, tokens=generation.tokens)
-        key = self._names.request_key(effect.request_id)
+    async def _record_end(self, owned: OwnedRequest, error: SegueError | None) -> None:
         try:
-            await self._store.update_if(key, expected={"owner": self._gateway.encode()}, changes=change, ttl_s=ENDED_TTL_S)
+            await self._records.record_end(owned, error, self._now())
+        except StoreUnavailable as unavailable:
+            logger.warning("end_not_recorded", extra={"fields": {"request": owned.request_id, "reason": str(unavailable)}})
+
+    async def _record_choice(self, owned: OwnedRequest, choice: int) -> None:
+        try:
+            await self._records.record_choice(owned, choice)
         except StoreUnavailable as error:
-            logger.warning("end_not_recorded", extra={"fields": {"request": effect.request_id, "reason": str(error)}})
+            logger.warning("choice_not_recorded", extra={"fields": {"request": owned.request_id, "reason": str(error)}})
 
     def _now(self) -> float:
         return time.monotonic()

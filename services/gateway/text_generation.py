@@ -5,26 +5,30 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from common.ports.generation import MeshClient
+from common.ports.generation import Generation, MeshClient
 from common.values.errors import RequestFailed
 from common.values.tokens import PositionLogprobs
 from services.gateway.gateway_metrics import GatewayMetrics, Outcome, RequestObserver
 from services.gateway.openai.plan import RequestPlan
 from services.gateway.openai.usage import Usage
 from services.gateway.text.choice_text import TextEvent
-from services.gateway.token_source import TokenSource, token_source
+from services.gateway.token_source import TokenSource, source_of, token_source
 
 
 class TextGeneration:
     """Read `next_events` until it returns None; by then every choice has finished."""
 
-    def __init__(self, plan: RequestPlan, source: TokenSource, observer: RequestObserver) -> None:
+    def __init__(self, plan: RequestPlan, source: TokenSource, observer: RequestObserver | None) -> None:
         self._plan = plan
         self._source = source
         self._observer = observer
         self._choices = [plan.choice_text(choice) for choice in range(plan.choices)]
         self._unfinished = plan.choices
         self.prompt_positions: list[Sequence[PositionLogprobs] | None] = [None] * len(plan.prompts)
+
+    def cancel(self) -> None:
+        """Nobody wants any more of it, now or later."""
+        self._source.cancel_all()
 
     @property
     def finished(self) -> bool:
@@ -53,7 +57,7 @@ class TextGeneration:
             choice = self._choices[place]
             if choice.finish is not None:
                 continue
-            if token_event.token is not None:
+            if token_event.token is not None and self._observer is not None:
                 self._observer.token(place, now)
             event = choice.feed(token_event)
             if event is None:
@@ -88,3 +92,10 @@ async def text_generation(
         raise
     finally:
         observer.ended(outcome, time.monotonic())
+
+
+@asynccontextmanager
+async def resumed_generation(plan: RequestPlan, generations: Sequence[Generation]) -> AsyncIterator[TextGeneration]:
+    """Read a request again from its beginning; whoever started it counted it. The generations are the caller's to close."""
+    async with source_of(generations) as source:
+        yield TextGeneration(plan, source, None)

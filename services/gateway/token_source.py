@@ -13,6 +13,7 @@ from common.ports.generation import Generation, MeshClient, TokenEvent
 from common.runtime.one_error import one_error
 from common.values.errors import SegueError
 from services.gateway.openai.plan import RequestPlan
+from services.gateway.openai.plan_record import mesh_requests
 
 
 class TokenSource(Protocol):
@@ -21,6 +22,8 @@ class TokenSource(Protocol):
         ...
 
     def cancel(self, prompt: int, choice: int) -> None: ...
+
+    def cancel_all(self) -> None: ...
 
 
 class _OneGeneration:
@@ -32,6 +35,9 @@ class _OneGeneration:
 
     def cancel(self, prompt: int, choice: int) -> None:
         self._generation.cancel(choice)
+
+    def cancel_all(self) -> None:
+        self._generation.cancel()
 
 
 Arrival = tuple[int, Sequence[TokenEvent]] | SegueError
@@ -56,28 +62,44 @@ class _SeveralGenerations:
     def cancel(self, prompt: int, choice: int) -> None:
         self._generations[prompt].cancel(choice)
 
+    def cancel_all(self) -> None:
+        for generation in self._generations:
+            generation.cancel()
+
 
 @asynccontextmanager
 async def token_source(mesh: MeshClient, plan: RequestPlan) -> AsyncIterator[TokenSource]:
-    """Start the plan's requests; all are closed on the way out, however that is left. Raises what `start` raises."""
+    """Start the plan's requests; all are closed on the way out, however that is left. Raises what `start` raises; those that
+    were started before one was refused are ended then."""
     async with AsyncExitStack() as stack:
         generations: list[Generation] = []
-        for request in plan.requests():
-            generation = await mesh.start(request)
-            stack.push_async_callback(generation.close)
-            generations.append(generation)
-        if len(generations) == 1:
-            yield _OneGeneration(generations[0])
-            return
-        arrivals: asyncio.Queue[Arrival] = asyncio.Queue(maxsize=len(generations))
-        with one_error():
-            async with asyncio.TaskGroup() as group:
-                readers = [group.create_task(_read(place, generation, arrivals)) for place, generation in enumerate(generations)]
-                try:
-                    yield _SeveralGenerations(generations, arrivals)
-                finally:
-                    for reader in readers:
-                        reader.cancel()
+        try:
+            for request in mesh_requests(plan):
+                generation = await mesh.start(request)
+                stack.push_async_callback(generation.close)
+                generations.append(generation)
+        except BaseException:
+            for generation in generations:
+                generation.cancel()
+            raise
+        yield await stack.enter_async_context(source_of(generations))
+
+
+@asynccontextmanager
+async def source_of(generations: Sequence[Generation]) -> AsyncIterator[TokenSource]:
+    """Of requests that run already; closing them is the caller's."""
+    if len(generations) == 1:
+        yield _OneGeneration(generations[0])
+        return
+    arrivals: asyncio.Queue[Arrival] = asyncio.Queue(maxsize=len(generations))
+    with one_error():
+        async with asyncio.TaskGroup() as group:
+            readers = [group.create_task(_read(place, generation, arrivals)) for place, generation in enumerate(generations)]
+            try:
+                yield _SeveralGenerations(generations, arrivals)
+            finally:
+                for reader in readers:
+                    reader.cancel()
 
 
 async def _read(place: int, generation: Generation, arrivals: "asyncio.Queue[Arrival]") -> None:

@@ -25,9 +25,12 @@ async def say(connection: ClientConnection, kind: str, client_id: str | None = N
 
 
 async def hear(connection: ClientConnection) -> dict[str, Any]:
+    """The next frame but `accepted`."""
     async with asyncio.timeout(5):
-        frame: dict[str, Any] = json.loads(await connection.recv())
-    return frame
+        while True:
+            frame: dict[str, Any] = json.loads(await connection.recv())
+            if frame["type"] != "accepted":
+                return frame
 
 
 async def hear_all(connection: ClientConnection, ends: int) -> list[dict[str, Any]]:

@@ -22,15 +22,20 @@ class ApiKeys:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return not self.required or any(matches)
 
-    def check(self, authorization: bytes | None) -> None:
-        """Takes the value of the Authorization header. Raises NotAuthorised."""
+    def tenant(self, key: bytes) -> str:
+        """Who this is, as far as streams are concerned: a digest of the key, the same for all where none is needed."""
+        return hashlib.blake2b(key, digest_size=16, person=b"segue-tenant").hexdigest() if self.required else ""
+
+    def check(self, authorization: bytes | None) -> str:
+        """Takes the value of the Authorization header; returns the tenant. Raises NotAuthorised."""
         if not self.required:
-            return
+            return ""
         if authorization is None:
             raise NotAuthorised("an API key is needed: send it as `Authorization: Bearer <key>`")
         scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not self.accepts(key.strip()):
             raise NotAuthorised("this API key is not known here")
+        return self.tenant(key.strip())
 
 
 def _digest(key: bytes) -> bytes:

@@ -12,10 +12,11 @@ import msgspec
 from common.ports.generation import MeshClient
 from common.runtime.metrics import CONTENT_TYPE, Metrics
 from common.values.errors import SegueError
+from services.gateway.client_requests import ClientRequests
 from services.gateway.gateway_metrics import GatewayMetrics
 from services.gateway.http.api_keys import ApiKeys
 from services.gateway.http.asgi import ClientGone, Receive, Scope, Send, header, send_error, send_json, send_whole
-from services.gateway.http.generation_routes import GenerationRoutes
+from services.gateway.http.generation_routes import STREAM_PREFIX, GenerationRoutes
 from services.gateway.http.http_errors import MethodNotAllowed, RouteNotFound, Stopping, answerable
 from services.gateway.http.http_settings import HttpSettings
 from services.gateway.http.request_slots import RequestSlots
@@ -47,7 +48,9 @@ class GatewayApplication:
         self._thread = TextThread()
         self._planner = Planner(mesh, self._thread, deadline_s=settings.request_deadline_s)
         self.stopping = asyncio.Event()
-        generation = GenerationRoutes(mesh, self._planner, self._slots, self._metrics, settings)
+        self._requests = ClientRequests(mesh, self._planner, self._metrics)
+        generation = GenerationRoutes(self._requests, self._planner, self._slots, self._keys, settings)
+        self._prefixes: dict[str, Handler] = {MODEL_PREFIX: self._model, STREAM_PREFIX: generation.resume}
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/chat/completions": {"POST": generation.chat},
             "/v1/completions": {"POST": generation.completion},
@@ -71,7 +74,8 @@ class GatewayApplication:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].rstrip("/") or "/"
-        route = path if path in self._routes else "/v1/models/{id}" if path.startswith(MODEL_PREFIX) else "other"
+        prefix = next((prefix for prefix in self._prefixes if path.startswith(prefix)), None)
+        route = path if path in self._routes else f"{prefix}{{id}}" if prefix else "other"
         status = CLIENT_CLOSED_REQUEST
         try:
             status = await self._handler(scope, path)(scope, receive, send)
@@ -94,7 +98,8 @@ class GatewayApplication:
     def _handler(self, scope: Scope, path: str) -> Handler:
         if path not in OPEN_ROUTES:
             self._keys.check(header(scope, b"authorization"))
-        methods = {"GET": self._model} if path.startswith(MODEL_PREFIX) else self._routes.get(path)
+        found = next((handler for prefix, handler in self._prefixes.items() if path.startswith(prefix)), None)
+        methods = {"GET": found} if found is not None else self._routes.get(path)
         if methods is None:
             raise RouteNotFound(f"there is no {path} here")
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
@@ -136,7 +141,7 @@ class GatewayApplication:
             scope,
             receive,
             send,
-            mesh=self._mesh,
+            requests=self._requests,
             planner=self._planner,
             slots=self._slots,
             metrics=self._metrics,

@@ -7,7 +7,7 @@ before it where the request failed.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from common.runtime.one_error import one_error
@@ -22,21 +22,26 @@ LAST_WORDS_S = 1.0
 
 
 class EventStream:
-    """`before_end` is called just before the last part is sent."""
+    """`begin` once the request is there, then `pump` within `kept_alive`. `before_end` is called just before the last part is
+    sent."""
 
-    def __init__(
-        self, send: Send, plan: RequestPlan, *, keepalive_s: float, headers: Headers, before_end: Callable[[], object]
-    ) -> None:
+    def __init__(self, send: Send, *, keepalive_s: float, before_end: Callable[[], object]) -> None:
         self._send = send
-        self._plan = plan
-        self._encoder = ChunkEncoder(plan)
         self._keepalive_s = keepalive_s
         self._before_end = before_end
-        self._headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), *headers]
+        self._encoder: ChunkEncoder
+        self._headers: Headers = ()
+        self._shows_usage = False
         self._writing = asyncio.Lock()
         self._written = time.monotonic()
         self.opened = False
         self.ended = False
+
+    def begin(self, plan: RequestPlan, position: Sequence[int], headers: Headers) -> None:
+        """`position` is what the client has consumed of each choice."""
+        self._encoder = ChunkEncoder(plan, position)
+        self._shows_usage = plan.include_usage
+        self._headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), *headers]
 
     @asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
@@ -55,7 +60,7 @@ class EventStream:
         encode = self._encoder.event
         while (events := await generation.next_events()) is not None:
             await self._write(b"".join([encode(event) for event in events]))
-        last = self._encoder.usage(generation.usage) if self._plan.include_usage else b""
+        last = self._encoder.usage(generation.usage) if self._shows_usage else b""
         await self._write(last + DONE, end=True)
 
     async def fail(self, error: SegueError) -> None:

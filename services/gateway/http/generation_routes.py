@@ -1,85 +1,74 @@
-"""The two hot routes: a body in, a stream or a whole answer out."""
+"""The hot routes: a body in, a stream or a whole answer out; and a stream again, for a client that comes back to it."""
 
-import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import replace
 
-from common.ports.generation import MeshClient
-from services.gateway.gateway_metrics import GatewayMetrics
-from services.gateway.http.asgi import AnswerCut, Receive, Scope, Send, cancelled_by_disconnect, header, read_body, send_json
-from services.gateway.http.event_stream import EventStream
-from services.gateway.http.http_errors import Stopping, UnsupportedMediaType, answerable
+from services.gateway.client_requests import ClientRequests
+from services.gateway.http.answers import write_stream, write_whole
+from services.gateway.http.api_keys import ApiKeys
+from services.gateway.http.asgi import Receive, Scope, Send, cancelled_by_disconnect, header, read_body
+from services.gateway.http.come_back import asker_of, last_event_id
+from services.gateway.http.http_errors import UnsupportedMediaType
 from services.gateway.http.http_settings import HttpSettings
 from services.gateway.http.request_slots import RequestSlots
-from services.gateway.openai.body import parse_chat_body, parse_completion_body
+from services.gateway.openai.body import ChatBody, CompletionBody, parse_chat_body, parse_completion_body
 from services.gateway.openai.plan import RequestPlan
 from services.gateway.openai.planner import Planner
-from services.gateway.openai.whole_answer import WholeAnswer
-from services.gateway.text_generation import text_generation
 
-_log = logging.getLogger(__name__)
-
-Parse = Callable[[bytes], Awaitable[RequestPlan]]
+STREAM_PREFIX = "/v1/streams/"
+Parse = Callable[[bytes], ChatBody | CompletionBody]
 
 
 class GenerationRoutes:
     """Each returns the status that was answered. Failures before the answer has begun are raised."""
 
-    def __init__(
-        self, mesh: MeshClient, planner: Planner, slots: RequestSlots, metrics: GatewayMetrics, settings: HttpSettings
-    ) -> None:
-        self._mesh = mesh
+    def __init__(self, requests: ClientRequests, planner: Planner, slots: RequestSlots, keys: ApiKeys, settings: HttpSettings) -> None:
+        self._requests = requests
         self._planner = planner
         self._slots = slots
-        self._metrics = metrics
+        self._keys = keys
         self._settings = settings
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> int:
-        return await self._generate(scope, receive, send, lambda raw: self._planner.chat(parse_chat_body(raw)))
+        return await self._generate(scope, receive, send, parse_chat_body)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> int:
-        return await self._generate(scope, receive, send, lambda raw: self._planner.completion(parse_completion_body(raw)))
+        return await self._generate(scope, receive, send, parse_completion_body)
+
+    async def resume(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """`GET /v1/streams/{id}`: the events after the last one that the client has."""
+        stream_id = scope["path"].removeprefix(STREAM_PREFIX).rstrip("/")
+        tenant = self._keys.check(header(scope, b"authorization"))
+        position = last_event_id(scope)
+        with self._slots.one():
+            async with cancelled_by_disconnect(receive) as end_watch:
+                opening = self._requests.resumed(stream_id, tenant)
+                keepalive_s = self._settings.sse_keepalive_s
+                await write_stream(opening, send, end_watch, keepalive_s=keepalive_s, last_event_id=position)
+        return 200
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, parse: Parse) -> int:
         _require_json(scope)
+        tenant = self._keys.check(header(scope, b"authorization"))
         with self._slots.one():
             settings = self._settings
             raw = await read_body(scope, receive, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
             arrived = time.monotonic()
             async with cancelled_by_disconnect(receive) as end_watch:
-                plan = await parse(raw)
+                body = parse(raw)
                 del raw
+                plan = replace(await self._plan(body), asker=asker_of(scope, tenant, body))
+                del body
+                opening = self._requests.opened(plan, arrived=arrived)
                 if plan.stream:
-                    await self._stream(plan, send, arrived, end_watch)
+                    await write_stream(opening, send, end_watch, keepalive_s=settings.sse_keepalive_s)
                 else:
-                    await self._whole(plan, send, arrived, end_watch)
+                    await write_whole(opening, send, end_watch)
         return 200
 
-    async def _whole(self, plan: RequestPlan, send: Send, arrived: float, end_watch: Callable[[], object]) -> None:
-        answer = WholeAnswer(plan)
-        async with text_generation(self._mesh, plan, self._metrics, arrived=arrived) as generation:
-            while (events := await generation.next_events()) is not None:
-                for event in events:
-                    answer.add(event)
-            content = answer.encode(generation.usage, generation.prompt_positions)
-        end_watch()
-        await send_json(send, content, headers=_request_id(plan))
-
-    async def _stream(self, plan: RequestPlan, send: Send, arrived: float, end_watch: Callable[[], object]) -> None:
-        stream = EventStream(send, plan, keepalive_s=self._settings.sse_keepalive_s, headers=_request_id(plan), before_end=end_watch)
-        try:
-            async with text_generation(self._mesh, plan, self._metrics, arrived=arrived) as generation, stream.kept_alive():
-                await stream.pump(generation)
-        except asyncio.CancelledError:
-            if not stream.opened:
-                raise
-            await stream.fail(Stopping("the gateway stops"))
-            raise AnswerCut from None
-        except Exception as error:
-            if not stream.opened:
-                raise
-            await stream.fail(answerable(error, _log))
+    async def _plan(self, body: ChatBody | CompletionBody) -> RequestPlan:
+        return await (self._planner.chat(body) if isinstance(body, ChatBody) else self._planner.completion(body))
 
 
 def _require_json(scope: Scope) -> None:
@@ -87,7 +76,3 @@ def _require_json(scope: Scope) -> None:
     content_type = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
     if content_type != b"application/json":
         raise UnsupportedMediaType("the body must be JSON: send `Content-Type: application/json`")
-
-
-def _request_id(plan: RequestPlan) -> list[tuple[bytes, bytes]]:
-    return [(b"x-request-id", plan.id.encode())]

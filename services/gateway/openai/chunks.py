@@ -4,10 +4,13 @@ All of a chunk but its text is the same for every token of a choice, so it is wr
 of its text and a join. An event's id is the number of tokens consumed, per choice (`17`, or `17.9` for two choices).
 """
 
+from collections.abc import Sequence
+
 import msgspec
 import orjson
 
 from services.gateway.openai.error_object import ErrorObject
+from services.gateway.openai.event_id import format_event_id
 from services.gateway.openai.logprobs_format import chat_logprobs, completion_logprobs
 from services.gateway.openai.plan import RequestPlan
 from services.gateway.openai.usage import Usage
@@ -19,12 +22,14 @@ _FINISH = {None: b"null", "stop": b'"stop"', "length": b'"length"'}
 
 
 class ChunkEncoder:
-    """Stateful: knows which choices have begun, and what each has consumed."""
+    """Stateful: knows which choices have begun, and what each has consumed. Events up to `position`, what each choice of a
+    resuming client has consumed, are skipped."""
 
-    def __init__(self, plan: RequestPlan) -> None:
+    def __init__(self, plan: RequestPlan, position: Sequence[int] | None = None) -> None:
         self._plan = plan
+        self._position = tuple(position or (0,) * plan.choices)
         self._chat = plan.kind == "chat"
-        self._consumed = [0] * plan.choices
+        self._consumed = list(self._position)
         self._begun = [False] * plan.choices
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         self._head = (
@@ -39,13 +44,16 @@ class ChunkEncoder:
         self._plain_tail = self._after_text + b'null,"finish_reason":null' + self._end
 
     def event(self, event: TextEvent) -> bytes:
-        """The bytes of one event."""
+        """The bytes of one event; none where the client has it."""
         choice = event.choice
+        if event.consumed <= self._position[choice] and not (event.is_lone and event.consumed == self._position[choice]):
+            self._begun[choice] = True
+            return b""
         self._consumed[choice] = event.consumed
         if len(self._consumed) == 1:
             ident = b"id: %d\n" % event.consumed
         else:
-            ident = b"id: " + ".".join(map(str, self._consumed)).encode() + b"\n"
+            ident = b"id: " + format_event_id(self._consumed).encode() + b"\n"
         text, head = event.text, self._choice_heads[choice]
         if not self._begun[choice]:
             self._begun[choice] = True

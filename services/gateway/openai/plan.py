@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from common.ports.generation import GenerationRequest
-from common.values.ids import RequestId
+from common.protocol.request_record import IdempotencyMark
 from common.values.sampling import SamplingParameters
 from services.gateway.text.choice_text import ChoiceText
 from services.gateway.text.stop_matcher import StopMatcher
@@ -14,16 +13,27 @@ Kind = Literal["chat", "completion"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Whose request it is, and how they may come back to it. `lingers`: it lives on for a while when they leave."""
+
+    tenant: str = ""
+    lingers: bool = False
+    idempotency: IdempotencyMark | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestPlan:
     """`id` is what the client sees. Choice `p * n + c` is choice c of prompt p; every prompt is a request of its own to the
     mesh. `echoes` holds each prompt's text where it is to be shown before the completion. `logprobs` and `prompt_logprobs`
-    count alternatives as the client asked for them (the sampling may ask for more, to serve echo)."""
+    count alternatives as the client asked for them (the sampling may ask for more, to serve echo). `prompt_tokens` is kept
+    apart from the prompts: of an ended request only their last tokens are left."""
 
     id: str
     kind: Kind
     created: int
     text_model: TextModel
     prompts: tuple[tuple[int, ...], ...]
+    prompt_tokens: int
     sampling: SamplingParameters
     n: int = 1
     stops: tuple[str, ...] = ()
@@ -34,9 +44,9 @@ class RequestPlan:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     echoes: tuple[str, ...] | None = None
-    body: bytes = b""
     salt: bytes = b""
     deadline_s: float | None = None
+    asker: Asker = Asker()
 
     @property
     def model(self) -> str:
@@ -45,26 +55,6 @@ class RequestPlan:
     @property
     def choices(self) -> int:
         return len(self.prompts) * self.n
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(map(len, self.prompts))
-
-    def requests(self) -> list[GenerationRequest]:
-        several = len(self.prompts) > 1
-        return [
-            GenerationRequest(
-                request_id=RequestId(f"{self.id}-{place}" if several else self.id),
-                model=self.model,
-                prompt=prompt,
-                sampling=self.sampling,
-                choices=self.n,
-                body=self.body,
-                salt=self.salt,
-                deadline_s=self.deadline_s,
-            )
-            for place, prompt in enumerate(self.prompts)
-        ]
 
     def choice_text(self, choice: int) -> ChoiceText:
         prompt = self.prompts[choice // self.n]

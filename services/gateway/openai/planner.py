@@ -28,8 +28,12 @@ class Planner:
         self._models = TextModels(thread)
         self._deadline_s = deadline_s
 
+    async def text_model(self, name: str) -> TextModel:
+        """Raises ModelNotFound, Unavailable."""
+        return await self._models.get(self._mesh.card(name))
+
     async def chat(self, body: ChatBody) -> RequestPlan:
-        model = await self._models.get(self._mesh.card(body.model))
+        model = await self.text_model(body.model)
         messages, characters = template_messages(body.messages)
         tools = None if body.tool_choice == "none" else body.tools
         prompt = await self._thread.run(
@@ -53,7 +57,7 @@ class Planner:
         )
 
     async def completion(self, body: CompletionBody) -> RequestPlan:
-        model = await self._models.get(self._mesh.card(body.model))
+        model = await self.text_model(body.model)
         prompts = [await self._encoded(model, prompt, body) for prompt in _prompts(body.prompt)]
         echoes = None
         if body.echo:
@@ -94,6 +98,7 @@ class Planner:
             created=int(time.time()),
             text_model=model,
             prompts=prompts,
+            prompt_tokens=sum(map(len, prompts)),
             sampling=_sampling(
                 body,
                 model,
@@ -111,7 +116,6 @@ class Planner:
             logprobs=logprobs,
             prompt_logprobs=body.prompt_logprobs,
             echoes=echoes,
-            body=_parameters_only(body),
             salt=hashlib.blake2b(body.cache_salt.encode(), digest_size=16).digest() if body.cache_salt else b"",
             deadline_s=self._deadline_s,
         )
@@ -207,9 +211,3 @@ def _in_vocabulary(tokens: Sequence[int], model: TextModel, field: str) -> Seque
     if not all(0 <= token < size for token in tokens):
         raise InvalidRequest(f"{field} holds ids outside the vocabulary (0 to {size - 1})", param=field)
     return tokens
-
-
-def _parameters_only(body: CommonBody) -> bytes:
-    """The body without its text: the request record keeps the prompt as ids."""
-    fields: dict[str, object] = msgspec.to_builtins(body)
-    return msgspec.json.encode({name: value for name, value in fields.items() if name not in ("prompt", "messages", "tools")})

@@ -27,13 +27,15 @@ class TokenRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextEvent:
-    """`consumed` counts the choice's tokens up to here. `records` are those since the event before."""
+    """`consumed` counts the choice's tokens up to here. `records` are those since the event before. `is_lone`: an end without
+    a token of its own, so the event before may have the same count."""
 
     choice: int
     text: str
     consumed: int
     records: tuple[TokenRecord, ...] = ()
     finish: TextFinish | None = None
+    is_lone: bool = False
 
 
 class ChoiceText:
@@ -73,7 +75,14 @@ class ChoiceText:
         if not text and self.finish is None:
             return None
         records, self._records = tuple(self._records), []
-        return TextEvent(choice=self._choice, text=text, consumed=self.consumed, records=records, finish=self.finish)
+        return TextEvent(
+            choice=self._choice,
+            text=text,
+            consumed=self.consumed,
+            records=records,
+            finish=self.finish,
+            is_lone=event.token is None,
+        )
 
     def _decoded(self, token: int, logprobs: PositionLogprobs | None, ending: Ending | None) -> str:
         """Count a token and decode it; a stop token is counted and yields no text."""

@@ -1,4 +1,4 @@
-"""One websocket connection: reads frames, runs each request in a task of its own, ends all of them when the client leaves.
+"""One websocket connection: reads frames, runs each request in a task of its own, lets go of all of them when the client leaves.
 
 Nothing is queued here: a request writes its frames itself and waits while the client's socket takes no more, so a slow
 reader holds up only its own requests, and its tokens wait in the generation, where they are bounded.
@@ -7,27 +7,31 @@ reader holds up only its own requests, and its tokens wait in the generation, wh
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from urllib.parse import urlsplit
 
-from common.ports.generation import MeshClient
 from common.runtime.one_error import one_error
 from common.values.errors import InvalidRequest, NotAuthorised, Overloaded, SegueError
+from services.gateway.client_requests import ClientRequests
 from services.gateway.gateway_metrics import GatewayMetrics
+from services.gateway.http.answers import Opening
 from services.gateway.http.api_keys import ApiKeys
 from services.gateway.http.asgi import ClientGone, Receive, Scope, Send, header
 from services.gateway.http.http_errors import Stopping, answerable
 from services.gateway.http.http_settings import HttpSettings
 from services.gateway.http.request_slots import RequestSlots
 from services.gateway.openai.body import parse_chat_body, parse_completion_body
-from services.gateway.openai.plan import RequestPlan
+from services.gateway.openai.event_id import parse_event_id
+from services.gateway.openai.plan import Asker, RequestPlan
 from services.gateway.openai.planner import Planner
-from services.gateway.text_generation import text_generation
 from services.gateway.websocket.frames import (
     READY_FRAME,
     AuthFrame,
     CancelFrame,
     FrameEncoder,
     GenerateFrame,
+    ResumeFrame,
+    accepted_frame,
     error_frame,
     frame_id,
     never_begun,
@@ -47,7 +51,7 @@ class WebSocketConnection:
         receive: Receive,
         send: Send,
         *,
-        mesh: MeshClient,
+        requests: ClientRequests,
         planner: Planner,
         slots: RequestSlots,
         metrics: GatewayMetrics,
@@ -58,7 +62,7 @@ class WebSocketConnection:
         self._scope = scope
         self._receive = receive
         self._raw_send = send
-        self._mesh = mesh
+        self._requests = requests
         self._planner = planner
         self._slots = slots
         self._metrics = metrics
@@ -71,6 +75,7 @@ class WebSocketConnection:
         self._idle = asyncio.Event()
         self._idle.set()
         self._authorised = not keys.required
+        self._tenant = ""
 
     async def run(self) -> None:
         try:
@@ -92,7 +97,7 @@ class WebSocketConnection:
         authorization = header(self._scope, b"authorization")
         try:
             if authorization is not None and self._keys.required:
-                self._keys.check(authorization)
+                self._tenant = self._keys.check(authorization)
                 self._authorised = True
         except NotAuthorised:
             await self._send({"type": "websocket.close", "code": POLICY_VIOLATION})
@@ -144,10 +149,10 @@ class WebSocketConnection:
             return True
         match frame:
             case AuthFrame(api_key=key):
-                self._authorised = self._authorised or self._keys.accepts(key.encode())
+                self._authenticate(key)
                 if self._authorised:
                     await self._send_text(READY_FRAME)
-            case GenerateFrame() if self._authorised:
+            case GenerateFrame() | ResumeFrame() if self._authorised:
                 await self._begin(frame, text, group)
             case CancelFrame(id=client_id) if self._authorised:
                 await self._cancel(client_id)
@@ -158,7 +163,12 @@ class WebSocketConnection:
             await self._close(POLICY_VIOLATION, "not authorised")
         return self._authorised
 
-    async def _begin(self, frame: GenerateFrame, text: str, group: asyncio.TaskGroup) -> None:
+    def _authenticate(self, key: str) -> None:
+        if not self._authorised and self._keys.accepts(key.encode()):
+            self._authorised = True
+            self._tenant = self._keys.tenant(key.encode())
+
+    async def _begin(self, frame: GenerateFrame | ResumeFrame, text: str, group: asyncio.TaskGroup) -> None:
         refusal: SegueError | None = None
         if frame.id in self._running:
             refusal = InvalidRequest(f"the id {frame.id} is in use on this connection", param="id")
@@ -187,13 +197,17 @@ class WebSocketConnection:
             self._cancelled.add(client_id)
             task.cancel()
 
-    async def _run_request(self, frame: GenerateFrame, text: str) -> None:
+    async def _run_request(self, frame: GenerateFrame | ResumeFrame, text: str) -> None:
         last = ""
         try:
             with self._slots.one():
-                arrived = time.monotonic()
-                plan = await self._plan(frame, text)
-                last = await self._stream(frame.id, plan, arrived)
+                if isinstance(frame, ResumeFrame):
+                    opening = self._requests.resumed(frame.request_id, self._tenant)
+                    last = await self._stream(frame.id, opening, frame.last_event_id)
+                else:
+                    arrived = time.monotonic()
+                    plan = replace(await self._plan(frame, text), asker=Asker(tenant=self._tenant, lingers=True))
+                    last = await self._stream(frame.id, self._requests.opened(plan, arrived=arrived), "")
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if frame.id not in self._cancelled or task is None:
@@ -216,11 +230,13 @@ class WebSocketConnection:
             return await self._planner.chat(parse_chat_body(text))
         return await self._planner.completion(parse_completion_body(text))
 
-    async def _stream(self, client_id: str, plan: RequestPlan, arrived: float) -> str:
-        """Write a request's tokens; returns the frame that ends it."""
-        encoder = FrameEncoder(client_id, plan)
-        async with text_generation(self._mesh, plan, self._metrics, arrived=arrived) as generation:
+    async def _stream(self, client_id: str, opening: Opening, last_event_id: str) -> str:
+        """Write a request's tokens; returns the frame that ends it. Only its own `cancel` ends it: one whose connection has
+        gone lives on for a while."""
+        async with opening as (plan, generation):
+            encoder = FrameEncoder(client_id, plan, parse_event_id(last_event_id, plan.choices))
             try:
+                await self._send_text(accepted_frame(client_id, plan))
                 while (events := await generation.next_events()) is not None:
                     for event in events:
                         if frame := encoder.token(event):
@@ -230,6 +246,7 @@ class WebSocketConnection:
                 if client_id not in self._cancelled or task is None:
                     raise
                 task.uncancel()
+                generation.cancel()
             return encoder.done(generation.usage)
 
     async def _close_when_drained(self) -> None:

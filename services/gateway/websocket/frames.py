@@ -5,14 +5,18 @@
 | client | `auth` | `api_key`; the first frame where the handshake carried no key |
 | client | `generate` | `id`, and the body of a chat (`messages`) or a completion (`prompt`) |
 | client | `cancel` | `id` |
+| client | `resume` | `id` (new), `request_id`, `last_event_id`: tokens that it has (the last `index` + 1) per choice, as in `17.9` |
 | server | `ready` | answer to `auth` |
+| server | `accepted` | `id`, `request_id`: by this one a request can be resumed, here or at `/v1/streams/{request_id}` |
 | server | `token` | `id`, `choice`, `index` (of the token that yields the text), `text`, `logprobs` where asked for |
 | server | `done` | `id`, `request_id`, `choices` (`choice`, `finish_reason`: stop, length or cancelled), `usage` |
 | server | `error` | `id` (null where the frame had none), `error` as over HTTP |
 
-Each `generate` is answered by exactly one `done` or `error`.
+Each `generate` and each `resume` is answered by exactly one `done` or `error`. What a connection had begun lives on for 30 s
+after it has gone.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -52,7 +56,13 @@ class CancelFrame(msgspec.Struct, frozen=True, tag="cancel"):
     id: ClientId
 
 
-ClientFrame = AuthFrame | GenerateFrame | CancelFrame
+class ResumeFrame(msgspec.Struct, frozen=True, tag="resume"):
+    id: ClientId
+    request_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    last_event_id: str = ""
+
+
+ClientFrame = AuthFrame | GenerateFrame | CancelFrame | ResumeFrame
 
 
 class _FrameId(msgspec.Struct, frozen=True):
@@ -62,6 +72,11 @@ class _FrameId(msgspec.Struct, frozen=True):
 class _ChoiceEnd(msgspec.Struct, frozen=True, kw_only=True):
     choice: int
     finish_reason: Literal["stop", "length", "cancelled"]
+
+
+class _Accepted(msgspec.Struct, frozen=True, kw_only=True, tag="accepted"):
+    id: str
+    request_id: str
 
 
 class _Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
@@ -99,14 +114,19 @@ def error_frame(client_id: str | None, error: SegueError) -> str:
     return msgspec.json.encode(_Error(id=client_id, error=error_object(error).error)).decode()
 
 
+def accepted_frame(client_id: str, plan: RequestPlan) -> str:
+    return msgspec.json.encode(_Accepted(id=client_id, request_id=plan.id)).decode()
+
+
 READY_FRAME = '{"type":"ready"}'
 
 
 class FrameEncoder:
     """Frames of one request. As in an event stream, a token costs one `orjson.dumps` of its text."""
 
-    def __init__(self, client_id: str, plan: RequestPlan) -> None:
+    def __init__(self, client_id: str, plan: RequestPlan, position: Sequence[int] | None = None) -> None:
         self._id = client_id
+        self._position = tuple(position or (0,) * plan.choices)
         self._plan = plan
         head = '{"type":"token","id":' + orjson.dumps(client_id).decode() + ',"choice":'
         self._heads = [f'{head}{choice},"index":' for choice in range(plan.choices)]
@@ -114,9 +134,12 @@ class FrameEncoder:
         self._ends: list[Literal["stop", "length"] | None] = [None] * plan.choices
 
     def token(self, event: TextEvent) -> str:
-        """Empty where the event only ends its choice."""
+        """Empty where the event only ends its choice, or the client has it."""
         text = event.text
         self._ends[event.choice] = event.finish
+        if event.consumed <= self._position[event.choice]:
+            self._begun[event.choice] = True
+            return ""
         if not self._begun[event.choice]:
             self._begun[event.choice] = True
             if self._plan.echoes is not None:
