@@ -35,11 +35,20 @@ class Driver:
     log: list[GatewayEffect] = field(default_factory=list)
     numbers: int = 0
 
-    def know(self, name: str, now: float = 0.0, *, role: Role = "both", peers: tuple[str, ...] = (), step_s: float = 0.0) -> None:
+    def know(
+        self,
+        name: str,
+        now: float = 0.0,
+        *,
+        role: Role = "both",
+        peers: tuple[str, ...] = (),
+        step_s: float = 0.0,
+        incarnation: str = "1",
+    ) -> None:
         self.numbers += 1
         snapshot = WorkerSnapshot(
             worker=WorkerId(name),
-            incarnation=Incarnation("1"),
+            incarnation=Incarnation(incarnation),
             model=MODEL,
             role=role,
             state="ready",
@@ -106,13 +115,16 @@ class Driver:
         new: NewTokens | None = None,
         moved_to: str | None = None,
         broker_alive: bool = True,
+        incarnation: str = "1",
     ) -> None:
         """The answer to a probe of one choice; no answer where `state` is None."""
         item = ReplayItem(request_id=R, choice=choice, attempt=attempt, next_index=0)
         entries = None
         if state is not None:
             entries = [ReplayEntry(request_id=R, choice=choice, attempt=attempt, state=state, new=new, moved_to=moved_to)]
-        self.core.on_replay_answer(WorkerId(worker), [item], entries, now, broker_alive=broker_alive)
+        self.core.on_replay_answer(
+            WorkerId(worker), [item], entries, now, broker_alive=broker_alive, incarnation=Incarnation(incarnation)
+        )
 
     def silent_probes(self, worker: str, count: int, *, now: float, attempt: int = 1) -> None:
         for _ in range(count):

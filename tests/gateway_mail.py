@@ -22,6 +22,7 @@ class Answer:
     question: Question
     reply: DispatchReply | None = None
     entries: tuple[ReplayEntry, ...] | None = None
+    incarnation: str = ""
 
 
 ToWorker = Question | Cancel
@@ -50,4 +51,6 @@ class Client:
     accepted: bool = False
     ends: int = 0
     error: Exception | None = None
+    poison_at: int | None = None
+    killed: int = 0
     dispatches: int = 0

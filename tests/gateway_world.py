@@ -12,8 +12,8 @@ from random import Random
 
 from common.mesh.gateway import GatewayCore
 from common.mesh.gateway_effects import Accepted, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
-from common.mesh.worker_effects import SendTokens, WorkerEffect
-from common.protocol.messages import Cancel, Snapshot, TokenFrame, decode_inbox, decode_token_frame, encode
+from common.mesh.worker_effects import AnnounceSuspect, SendNotices, SendTokens, WorkerEffect
+from common.protocol.messages import Cancel, FrameEntry, SequenceNotice, Snapshot, TokenFrame, decode_inbox, decode_token_frame, encode
 from common.values.errors import BrokerUnavailable, NeverFits, Overloaded, RequestFailed, Unavailable
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
@@ -34,7 +34,8 @@ GATEWAY_TICK_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """Shares of all events, but `losses`: of all messages of the broker. `delay_s` is the longest a message takes."""
+    """Shares of all events, but `losses`: of all messages of the broker; `poison`: how likely a request is the one that kills
+    the worker which computes a certain position of it. `delay_s` is the longest a message takes."""
 
     cancels: float = 0.0
     breaks: float = 0.0
@@ -44,6 +45,7 @@ class Faults:
     freezes: float = 0.0
     delay_s: float = 0.2
     deadlines: bool = False
+    poison: float = 0.0
 
 
 CALM = Faults()
@@ -85,6 +87,9 @@ class GatewayWorld(HandoffWorld):
         request_id = RequestId(f"r{len(self.clients)}")
         expected = {choice: reference(prompt, sampling, choice, MAX_MODEL_LEN)[0] for choice in range(choices)}
         client = Client(request_id=request_id, prompt=prompt, expected=expected, tokens={choice: [] for choice in expected})
+        if self.random.random() < self.faults.poison and not self.counts["poison"]:
+            self.counts["poison"] += 1
+            client.poison_at = self.random.randrange(len(prompt) + 2)
         deadline = self.now + self.random.choice([0.5, 3.0]) if self.faults.deadlines and self.random.random() < 0.2 else None
         try:
             self.core.start(
@@ -128,10 +133,11 @@ class GatewayWorld(HandoffWorld):
     def die(self) -> None:
         """A worker's process ends: all state is lost; it is back, with a new incarnation, after a while."""
         alive = [worker for worker in self.nodes if self.is_up(worker)]
-        if not alive:
-            return
-        worker = self.random.choice(alive)
-        self.counts["death"] += 1
+        if alive:
+            self.counts["death"] += 1
+            self.kill(self.random.choice(alive))
+
+    def kill(self, worker: WorkerId) -> None:
         for ends in self.links:
             if worker in ends:
                 self.lose(ends)
@@ -223,6 +229,8 @@ class GatewayWorld(HandoffWorld):
                 events.append(partial(self.seal, node))
             if node.pulls:
                 events.append(partial(self.pull, node))
+            if node.announcements:
+                events.append(partial(self.announced, node))
             events.append(partial(self.run_step, node))
         for ends, link in self.links.items():
             for worker in sorted(worker for worker in link.joined if self.is_awake(worker)):
@@ -298,7 +306,7 @@ class GatewayWorld(HandoffWorld):
                 node.core.on_cancel(message, self.now)
             case Question(dispatch=None, items=items):
                 entries = tuple(node.core.on_replay(items))
-                self.say(node.worker, Answer(question=message, entries=entries))
+                self.say(node.worker, Answer(question=message, entries=entries, incarnation=str(self.incarnations[node.worker])))
             case Question(dispatch=dispatch):
                 assert dispatch is not None
                 decoded = decode_inbox(encode(dispatch))
@@ -326,18 +334,52 @@ class GatewayWorld(HandoffWorld):
             return
         self.open.remove(question)
         if question.dispatch is None:
-            self.core.on_replay_answer(question.worker, question.items, answer.entries, self.now, broker_alive=True)
+            self.core.on_replay_answer(
+                question.worker,
+                question.items,
+                answer.entries,
+                self.now,
+                broker_alive=True,
+                incarnation=Incarnation(answer.incarnation),
+            )
         else:
             dispatch = question.dispatch
             self.core.on_dispatch_answer(RequestId(dispatch.request_id), dispatch.attempt, question.worker, answer.reply, self.now)
 
     def perform_effect(self, node: Node, effect: WorkerEffect) -> None:
         """Frames go to the broker; all else is the hand-off world's."""
-        if isinstance(effect, SendTokens):
-            incarnation = str(self.incarnations[node.worker])
-            self.say(node.worker, TokenFrame(worker=node.worker, incarnation=incarnation, entries=list(effect.entries)))
-        else:
-            super().perform_effect(node, effect)
+        match effect:
+            case SendTokens():
+                self.say_frame(node, list(effect.entries), [])
+            case SendNotices():
+                self.say_frame(node, [], list(effect.notices))
+            case AnnounceSuspect():
+                self.say_frame(node, [], [effect.notice])
+                super().perform_effect(node, effect)
+            case _:
+                super().perform_effect(node, effect)
+
+    def say_frame(self, node: Node, entries: list[FrameEntry], notices: list[SequenceNotice]) -> None:
+        incarnation = str(self.incarnations[node.worker])
+        self.say(node.worker, TokenFrame(worker=node.worker, incarnation=incarnation, entries=entries, notices=notices))
+
+    def run_step(self, node: Node) -> None:
+        super().run_step(node)
+        killer = self.killer_in(node)
+        if killer is not None:
+            killer.killed += 1
+            self.counts["poisoned_death"] += 1
+            self.kill(node.worker)
+
+    def killer_in(self, node: Node) -> Client | None:
+        """The request whose poison a step under way at that worker computes."""
+        if self.faults.poison:
+            for plan, sequences in node.engine._under_way:
+                for row, sequence in zip(plan.rows, sequences, strict=True):
+                    client = self.clients[sequence.job.key.request_id]
+                    if client.poison_at is not None and row.start <= client.poison_at < row.start + row.count:
+                        return client
+        return None
 
     def say_snapshot(self, node: Node) -> None:
         worker, load = node.worker, node.core.load()
@@ -446,8 +488,8 @@ class GatewayWorld(HandoffWorld):
         match error:
             case RequestFailed(code="deadline_exceeded"):
                 assert self.faults.deadlines
-            case RequestFailed(code="worker_lost"):
-                assert count["death"] + count["freeze"] + count["lost_message"] >= 3
+            case RequestFailed(code="request_poisoned"):
+                assert client.poison_at is not None or count["death"] + count["freeze"] + count["lost_message"] >= 2
             case Overloaded():
                 assert count["dispatch_full"]
                 assert not client.accepted
@@ -456,7 +498,7 @@ class GatewayWorld(HandoffWorld):
                 assert not client.accepted
             case Unavailable():
                 assert "is left" in str(error)
-                assert count["death"] + count["freeze"] + count["silence"]
+                assert count["death"] + count["freeze"] + count["silence"] + count["poisoned_death"]
             case NeverFits():
                 assert count["dispatch_refused"]
             case _:
@@ -473,7 +515,7 @@ class GatewayWorld(HandoffWorld):
 
     def finish(self, most_s: float = 400.0) -> None:
         """No more faults; every request ends, and then nothing is left anywhere."""
-        self.faults = replace(CALM, deadlines=self.faults.deadlines)
+        self.faults = replace(CALM, deadlines=self.faults.deadlines, poison=self.faults.poison)
         until = self.now + most_s
         while self.running or not self.is_quiet():
             for _ in range(8):

@@ -6,7 +6,7 @@ from random import Random
 
 from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.worker import WorkerCore, WorkerLimits
-from common.mesh.worker_effects import PullBlocks, SealBlocks
+from common.mesh.worker_effects import AnnounceSuspect, PullBlocks, SealBlocks
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
 from common.protocol.messages import Cancel, Dispatch
@@ -43,6 +43,7 @@ class Node:
         )
         self.seals: list[SealBlocks] = []
         self.pulls: list[tuple[PullBlocks, dict[int, int]]] = []
+        self.announcements: deque[AnnounceSuspect] = deque()
         self.grants: dict[bytes, dict[int, int]] = {}
         self.inbox: deque[Dispatch | Cancel] = deque()
         self.cancelled: dict[SequenceKey, int] = {}

@@ -66,6 +66,7 @@ class Request:
     workers: set[WorkerId] = field(default_factory=set)
     cancelled: bool = False
     placed: bool = True
+    suspect: bool = False
 
     @property
     def over(self) -> bool:
@@ -90,6 +91,7 @@ class Request:
             choices=[ChoiceState(choice=n, tokens=list(c.given)) for n, c in self.choices.items() if not c.over],
             sampling=self.sampling,
             decode_worker=decode,
+            suspect=self.suspect,
         )
 
     def cancel(self) -> Cancel:

@@ -11,12 +11,14 @@ from functools import partial
 from random import Random
 
 from common.mesh.worker_effects import (
+    AnnounceSuspect,
     GrantBlocks,
     ObserveHandoff,
     PullBlocks,
     RevokeGrant,
     SealBlocks,
     SendControl,
+    SendNotices,
     SendTokens,
     WorkerEffect,
 )
@@ -109,6 +111,7 @@ class HandoffWorld:
         for worker in request.workers:
             self.nodes[worker].inbox.append(request.cancel())
         request.raise_attempt(self.random)
+        request.suspect = self.random.random() < 0.5
         self.place(request, *self.random_placement())
 
     def cancel(self, request: Request) -> None:
@@ -171,6 +174,8 @@ class HandoffWorld:
                 events.append(partial(self.seal, node))
             if node.pulls:
                 events.append(partial(self.pull, node))
+            if node.announcements:
+                events.append(partial(self.announced, node))
             events.append(partial(self.run_step, node))
         for ends, link in self.links.items():
             for worker in sorted(link.joined):
@@ -199,6 +204,10 @@ class HandoffWorld:
                 if reply.verdict == "refused":
                     assert reply.code == "kv_cache_too_small"
                     self.cancel(request)
+        self.perform(node)
+
+    def announced(self, node: Node) -> None:
+        node.core.on_announced(node.announcements.popleft().ticket)
         self.perform(node)
 
     def run_step(self, node: Node) -> None:
@@ -288,6 +297,11 @@ class HandoffWorld:
             case SendTokens(entries=entries):
                 for entry in entries:
                     self.take_frame(node, entry)
+            case SendNotices():
+                self.counts["notices"] += len(effect.notices)
+            case AnnounceSuspect():
+                self.counts["announced"] += 1
+                node.announcements.append(effect)
             case SendControl(peer=peer, message=message):
                 link = self.links[frozenset((node.worker, peer))]
                 assert node.worker in link.joined, "a message for a peer that is not there"

@@ -14,7 +14,7 @@ class SequenceJob:
 
     With `hand_off` the sequence stops after its first new token and waits to be kept, or released once it has moved.
     `after` names a sequence with the same prompt that is computed first: this one then finds its blocks in the prefix
-    cache (n > 1 shares one prefill that way).
+    cache (n > 1 shares one prefill that way). A `suspect` gets blocks, but takes part in steps only once it is cleared.
     """
 
     key: SequenceKey
@@ -24,6 +24,7 @@ class SequenceJob:
     salt: bytes = b""
     hand_off: bool = False
     after: SequenceKey | None = None
+    suspect: bool = False
 
 
 Verdict = Literal["accepted", "full", "never_fits"]

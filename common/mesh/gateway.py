@@ -32,6 +32,7 @@ from common.protocol.messages import (
     FrameEntry,
     ReplayEntry,
     ReplayItem,
+    SequenceNotice,
     Snapshot,
     TokenFrame,
     pack_ids,
@@ -55,7 +56,6 @@ from common.values.tokens import NewTokens
 GAP_S = 0.05
 SILENCE_S = 0.25
 MAX_UNANSWERED = 3
-MAX_LOSSES = 3
 MAX_RAISES = 64
 PATIENCE_S = 30.0
 FULL_RETRY_S = 0.25
@@ -178,6 +178,7 @@ class GatewayCore:
     # ------------------------------------------------------------------ the mesh's events
 
     def on_snapshot(self, message: Snapshot, now: float) -> None:
+        self._notice_restart(message.snapshot.worker, message.snapshot.incarnation)
         self.registry.observe(message.snapshot, now, gone=message.gone)
         if self.registry.observe_cache(message.snapshot, message.cache, now):
             self._effects.append(AskCache(worker=message.snapshot.worker))
@@ -208,12 +209,14 @@ class GatewayCore:
 
     def on_frame(self, frame: TokenFrame, now: float) -> None:
         worker = WorkerId(frame.worker)
+        for notice in frame.notices:
+            self._on_notice(worker, Incarnation(frame.incarnation), notice)
         for entry in frame.entries:
             request = self._requests.get(RequestId(entry.request_id))
             if request is None or entry.attempt < request.attempt:
                 self._cancel_stray(worker, entry, None, now)
             elif entry.attempt == request.attempt and entry.choice in request.streams:
-                request.involved.add(worker)
+                request.involve(worker, Incarnation(frame.incarnation))
                 self._accept(request, worker)
                 if request.streams[entry.choice].ended:
                     self._cancel_stray(worker, entry, [entry.choice], now)
@@ -228,8 +231,10 @@ class GatewayCore:
         now: float,
         *,
         broker_alive: bool,
+        incarnation: Incarnation | None = None,
     ) -> None:
-        """`entries` is None where no answer came; that counts only while the broker itself answers."""
+        """`entries` is None where no answer came; that counts only while the broker itself answers. `incarnation` is that of
+        the worker that answered, where it is known."""
         for item in items:
             request = self._current(RequestId(item.request_id), item.attempt)
             if request is not None:
@@ -241,7 +246,7 @@ class GatewayCore:
         for entry in entries:
             request = self._current(RequestId(entry.request_id), entry.attempt)
             if request is not None and entry.choice in request.streams:
-                self._on_replay_entry(request, worker, entry, now)
+                self._on_replay_entry(request, worker, entry, now, incarnation)
 
     def on_tick(self, now: float) -> None:
         """Every 50 ms while requests run: gaps and silences are probed, deadlines kept."""
@@ -290,7 +295,13 @@ class GatewayCore:
         request.answered = False
         request.unanswered.clear()
         request.asked.clear()
-        request.involved = {placement.worker} | ({placement.decode} if placement.decode is not None else set())
+        request.involved = set()
+        request.incarnations.clear()
+        request.suspicion.placed_again()
+        for worker in (placement.worker, placement.decode):
+            snapshot = None if worker is None else self.registry.get(worker)
+            if worker is not None:
+                request.involve(worker, None if snapshot is None else snapshot.incarnation)
         for stream in unfinished:
             stream.raise_attempt(request.attempt)
             request.source[stream.choice] = placement.worker
@@ -316,6 +327,7 @@ class GatewayCore:
             decode_worker=decode,
             salt=request.salt,
             remaining_s=None if request.deadline is None else max(0.0, request.deadline - now),
+            suspect=bool(request.suspicion.choices),
         )
 
     def _wait(self, request: GatewayRequest, now: float, error: SegueError, *, retry_s: float) -> None:
@@ -350,7 +362,8 @@ class GatewayCore:
             return
         request.source[choice] = worker
         request.heard_at[choice] = now
-        request.losses = request.raises = 0
+        request.raises = 0
+        request.suspicion.token_came(worker, choice)
         request.avoid.clear()
         for fresh in delivered:
             self._effects.append(Deliver(request_id=request.request_id, choice=choice, new=fresh))
@@ -367,7 +380,9 @@ class GatewayCore:
         patience = max(SILENCE_S, 4.0 * source.seconds_per_step) if source is not None else SILENCE_S
         return silent > patience
 
-    def _on_replay_entry(self, request: GatewayRequest, worker: WorkerId, entry: ReplayEntry, now: float) -> None:
+    def _on_replay_entry(
+        self, request: GatewayRequest, worker: WorkerId, entry: ReplayEntry, now: float, incarnation: Incarnation | None
+    ) -> None:
         request.unanswered.pop(worker, None)
         stream = request.streams[entry.choice]
         if stream.ended:
@@ -378,7 +393,8 @@ class GatewayCore:
         if entry.state == "unknown":
             if request.source[entry.choice] == worker:
                 self.counters["unknown"] += 1
-                self._raise_attempt(request, now, lost=None, full=None)
+                died = incarnation is not None and request.incarnations.get(worker, incarnation) != incarnation
+                self._raise_attempt(request, now, lost=worker if died else None, full=None)
             return
         self._accept(request, worker)
         request.heard_at[entry.choice] = now
@@ -386,7 +402,8 @@ class GatewayCore:
             self._take(request, entry.choice, worker, entry.new, now)
         if entry.state == "moved" and entry.moved_to is not None and not stream.ended:
             target = WorkerId(entry.moved_to)
-            request.involved.add(target)
+            snapshot = self.registry.get(target)
+            request.involve(target, None if snapshot is None else snapshot.incarnation)
             if request.source[entry.choice] == worker and request.request_id in self._requests:
                 request.source[entry.choice] = target
 
@@ -407,9 +424,34 @@ class GatewayCore:
         if gone or request.unanswered[worker] >= (MAX_UNANSWERED_ALIVE if alive else MAX_UNANSWERED):
             self._raise_attempt(request, now, lost=worker, full=None)
 
+    def _notice_restart(self, worker: WorkerId, incarnation: Incarnation) -> None:
+        """A worker that speaks as a new incarnation has lost what the old one had: ask at once."""
+        known = self.registry.get(worker)
+        if known is not None and known.incarnation == incarnation:
+            return
+        for request in list(self._requests.values()):
+            had = request.incarnations.get(worker)
+            follows = any(request.source[stream.choice] == worker for stream in request.unfinished())
+            if had is not None and had != incarnation and follows:
+                request.heard_at = dict.fromkeys(request.heard_at, -math.inf)
+
+    def _on_notice(self, worker: WorkerId, incarnation: Incarnation, notice: SequenceNotice) -> None:
+        request = self._current(RequestId(notice.request_id), notice.attempt)
+        if request is None or notice.choice not in request.streams:
+            return
+        request.involve(worker, incarnation)
+        match notice.kind:
+            case "suspect":
+                self.counters["suspects_announced"] += 1
+                request.suspicion.announce(worker, notice.choice)
+            case "cleared":
+                request.suspicion.clear(worker, notice.choice)
+            case "moved" | "handed_back":
+                pass
+
     def _raise_attempt(self, request: GatewayRequest, now: float, *, lost: WorkerId | None, full: WorkerId | None) -> None:
-        """Only a lost worker counts against the request; it is forgotten until it is heard again. A worker without room is
-        no fault of anybody: a new request is turned away once all have refused, a running one asks again later."""
+        """A lost worker is forgotten until it is heard again, and its sequences are suspects. A worker without room is no
+        fault of anybody: a new request is turned away once all have refused, a running one asks again later."""
         if request.retry_at is not None:
             return
         self._cancel_workers(request, None, now)
@@ -417,14 +459,16 @@ class GatewayCore:
             self._refused_by(request, full, now)
             return
         request.raises += 1
+        poison = False
         if lost is not None:
             self.counters["workers_lost"] += 1
-            request.losses += 1
+            poison = request.suspicion.worker_lost(lost, [stream.choice for stream in request.unfinished()])
             request.avoid.add(lost)
             self.registry.forget(lost)
-        if request.losses >= MAX_LOSSES:
-            message = f"{request.losses} workers were lost while they ran this request"
-            self._fail(request, RequestFailed(message, code="worker_lost", status=502), now)
+        if poison:
+            self.counters["requests_poisoned"] += 1
+            message = "two workers in a row were lost while they ran this request: it is not tried on a third"
+            self._fail(request, RequestFailed(message, code="request_poisoned", status=502), now)
         elif request.raises >= MAX_RAISES:
             self._fail(request, Unavailable("the mesh could not place this request"), now)
         else:

@@ -3,8 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from common.mesh.suspicion import Suspicion
 from common.protocol.token_stream import TokenStream
-from common.values.ids import ModelKey, RequestId, WorkerId
+from common.values.ids import Incarnation, ModelKey, RequestId, WorkerId
 from common.values.sampling import SamplingParameters
 
 
@@ -12,11 +13,11 @@ from common.values.sampling import SamplingParameters
 class GatewayRequest:
     """`source[choice]` is the worker that is asked for missing tokens: where it was dispatched, then who emitted last.
 
-    `involved` are all workers that may hold something of the present attempt. `answered` once the dispatch is: from then on
-    the request is probed. `asked` are the choices with a probe under way, `unanswered` counts probes by worker.
-    `losses` counts lost workers and `raises` new attempts since the last new token. While nobody takes the request it is
-    placed again at `retry_at`; `waits_since` is when that began, until a worker has accepted. `epoch` rises with every change
-    of the owning gateway.
+    `involved` are all workers that may hold something of the present attempt, `incarnations` theirs when they came to. `answered`
+    once the dispatch is: from then on the request is probed. `asked` are the choices with a probe under way, `unanswered`
+    counts probes by worker. `raises` counts new attempts since the last new token. While nobody takes the request it is placed
+    again at `retry_at`; `waits_since` is when that began, until a worker has accepted. `epoch` rises
+    with every change of the owning gateway.
     """
 
     request_id: RequestId
@@ -37,10 +38,17 @@ class GatewayRequest:
     unanswered: Counter[WorkerId] = field(default_factory=Counter)
     involved: set[WorkerId] = field(default_factory=set)
     avoid: set[WorkerId] = field(default_factory=set)
-    losses: int = 0
+    incarnations: dict[WorkerId, Incarnation] = field(default_factory=dict)
+    suspicion: Suspicion = field(default_factory=Suspicion)
     raises: int = 0
     waits_since: float | None = None
     retry_at: float | None = None
+
+    def involve(self, worker: WorkerId, incarnation: Incarnation | None) -> None:
+        """A worker came to have something of this attempt."""
+        self.involved.add(worker)
+        if incarnation is not None:
+            self.incarnations[worker] = incarnation
 
     def unfinished(self) -> list[TokenStream]:
         return [stream for stream in self.streams.values() if not stream.ended]

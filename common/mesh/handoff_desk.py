@@ -391,6 +391,7 @@ def _offer_of(sequence: WorkerSequence, number: int) -> Offer:
         positions=len(job.prompt) + len(job.given),
         salt=job.salt,
         remaining_s=sequence.remaining_s,
+        suspect=sequence.suspect,
     )
 
 

@@ -29,6 +29,8 @@ class Sequence:
 
     Of the steps under way, `in_flight` hold a row of it and `samples_in_flight` will draw a token of it; they compute the
     positions from `computed` up to `planned`.
+
+    `suspect` until its next token: it was recovered from a lost worker. While it is `barred` it takes part in no step.
     """
 
     job: SequenceJob
@@ -50,6 +52,8 @@ class Sequence:
     pins: int = 0
     keep_when_unpinned: bool = False
     released: bool = False
+    suspect: bool = False
+    barred: bool = False
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
 
     @property

@@ -10,6 +10,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from common.mesh.engine_values import (
     BlocksFilled,
@@ -162,6 +163,34 @@ class SequenceEngine:
             sequence.keep_when_unpinned = False
             sequence.phase = Phase.RUNNING
 
+    def next_suspect(self) -> SequenceKey | None:
+        """The oldest suspect that has its blocks and waits to be cleared for its first row."""
+        return next((s.job.key for s in self._by_age() if s.barred and s.phase is Phase.RUNNING), None)
+
+    def make_suspect(self, key: SequenceKey) -> None:
+        """From its next row on; one that is a suspect already stays as it is."""
+        sequence = self._sequences[key]
+        sequence.barred = sequence.barred or not sequence.suspect
+        sequence.suspect = True
+
+    @property
+    def cleared_suspects(self) -> list[SequenceKey]:
+        return [s.job.key for s in self._sequences.values() if s.suspect and not s.barred]
+
+    def clear_suspect(self, key: SequenceKey) -> None:
+        """It was announced: it may take part in steps. Unknown keys are ignored."""
+        sequence = self._sequences.get(key)
+        if sequence is not None:
+            sequence.barred = False
+
+    def bar_suspect(self, key: SequenceKey) -> bool:
+        """Keep a suspect out of steps again, where it has lost its blocks; False where it holds some."""
+        sequence = self._sequences.get(key)
+        if sequence is None or sequence.phase is not Phase.WAITING:
+            return False
+        sequence.barred = sequence.suspect
+        return True
+
     def abandon(self, key: SequenceKey) -> int:
         """Like `release` for a landing into which a copy still runs: its blocks stay taken until `reclaim`."""
         sequence = self._sequences.pop(key)
@@ -301,6 +330,8 @@ class SequenceEngine:
             handle=self._handles,
             tokens=[*job.prompt, *job.given],
             root=root_hash(self._fingerprint, job.salt),
+            suspect=job.suspect,
+            barred=job.suspect,
         )
 
     def _enqueue(self, sequence: Sequence) -> None:
@@ -322,10 +353,14 @@ class SequenceEngine:
     def _may_run_ahead(self) -> bool:
         """Only behind a step of decode rows, and only where no prompt could go into the next one."""
         decodes = all(row.count == 1 for row in self._under_way[-1][0].rows)
-        return decodes and not self._waiting and not any(s.remaining > 1 for s in self._active() if s.phase is Phase.RUNNING)
+        prompts = any(s.remaining > 1 and not s.barred for s in self._active() if s.phase is Phase.RUNNING)
+        return decodes and not self._waiting and not prompts
 
     def _wanted(self, sequence: Sequence) -> int:
-        """Positions that could be planned now; none for a sequence that will end, or be held, with what is under way."""
+        """Positions that could be planned now; none for a sequence that will end, or be held, with what is under way,
+        or for a suspect that was not announced."""
+        if sequence.barred:
+            return 0
         drawn = sequence.samples_in_flight
         sampling = sequence.job.sampling
         ends = sequence.new_tokens + drawn >= sampling.max_tokens or len(sequence.tokens) + drawn >= self._max_model_len
@@ -447,6 +482,7 @@ class SequenceEngine:
         first = sequence.new_tokens
         prompt_logprobs = tuple(sequence.prompt_logprobs) if sequence.wants_prompt_logprobs else None
         sequence.tokens.append(token)
+        sequence.suspect = False
         return NewTokens(
             first=first,
             tokens=(token,),
@@ -502,4 +538,4 @@ def _is_protected(sequence: Sequence) -> bool:
 
 
 def _without_hand_off(job: SequenceJob) -> SequenceJob:
-    return SequenceJob(key=job.key, prompt=job.prompt, sampling=job.sampling, given=job.given, salt=job.salt, after=job.after)
+    return replace(job, hand_off=False)

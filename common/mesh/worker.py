@@ -13,6 +13,7 @@ from common.mesh.engine_values import BlocksFilled, EngineEvent, EngineLoad, Pre
 from common.mesh.handoff_desk import HandoffDesk, Settled
 from common.mesh.sequence import Phase
 from common.mesh.sequence_engine import SequenceEngine
+from common.mesh.suspects import Suspects
 from common.mesh.worker_effects import ObserveHandoff, SendTokens, WorkerEffect
 from common.mesh.worker_sequence import WorkerSequence
 from common.policy.prefix_log import PrefixLog
@@ -98,6 +99,7 @@ class WorkerCore:
             make_reservation=make_reservation,
             effects=self._effects,
         )
+        self.suspects = Suspects(engine, self._effects)
 
     # ------------------------------------------------------------------ the shell's side
 
@@ -107,7 +109,14 @@ class WorkerCore:
         return effects
 
     def plan(self) -> StepPlan | None:
-        return self._engine.plan() if self._engine.may_plan else None
+        """The next step, if any; there may be effects either way."""
+        plan = self._engine.plan() if self._engine.may_plan else None
+        self.suspects.serve(self._sequences)
+        return plan
+
+    def on_announced(self, ticket: int) -> None:
+        """The answer to AnnounceSuspect."""
+        self.suspects.on_announced(ticket, self._sequences)
 
     def load(self) -> EngineLoad:
         return self._engine.load()
@@ -204,7 +213,13 @@ class WorkerCore:
         self.desk.peer_joined(peer)
 
     def on_peer_lost(self, peer: WorkerId, now: float) -> None:
-        self._settle(self.desk.peer_lost(peer, list(self._sequences.values())), now)
+        """What was to be decoded there is decoded here, with care: it or a sibling may be what took the peer down."""
+        settled = self.desk.peer_lost(peer, list(self._sequences.values()))
+        for sequence, settlement in settled:
+            if settlement == "kept":
+                sequence.suspect = True
+                self._engine.make_suspect(sequence.key)
+        self._settle(settled, now)
 
     def on_control(self, peer: WorkerId, message: ControlMessage, now: float) -> None:
         self.desk.count_handled(peer)
@@ -242,6 +257,7 @@ class WorkerCore:
     def check_invariants(self) -> None:
         self._engine.check_invariants()
         self.desk.check_invariants()
+        self.suspects.check_invariants()
         for sequence in self._sequences.values():
             if sequence.sender is not None:
                 sequence.sender.check_invariants()
@@ -308,6 +324,7 @@ class WorkerCore:
             salt=dispatch.salt,
             hand_off=hand_off,
             after=None if state.tokens else leader,
+            suspect=dispatch.suspect,
         )
         self._engine.submit(job)
         log = SequenceLog(owner=_owner(dispatch), attempt=dispatch.attempt, given=len(state.tokens), tokens=list(state.tokens))
@@ -319,6 +336,7 @@ class WorkerCore:
             peer=target if hand_off else None,
             leader=job.after,
             remaining_s=dispatch.remaining_s,
+            suspect=dispatch.suspect,
         )
 
     def _on_offer(self, peer: WorkerId, offer: Offer, now: float) -> None:
@@ -335,11 +353,12 @@ class WorkerCore:
         self._sequences[key] = sequence = WorkerSequence(
             key=key,
             attempt=offer.attempt,
-            job=SequenceJob(key=key, prompt=prompt, given=given, sampling=offer.sampling, salt=offer.salt),
+            job=SequenceJob(key=key, prompt=prompt, given=given, sampling=offer.sampling, salt=offer.salt, suspect=offer.suspect),
             log=self._logs.open(key, log),
             peer=peer,
             receiver=Receiver(offer, peer),
             remaining_s=offer.remaining_s,
+            suspect=offer.suspect,
         )
         self.desk.take_offer(sequence)
 
@@ -379,6 +398,8 @@ class WorkerCore:
             case TokensMade(new=new):
                 sequence.log.append(new)
                 self.counters.tokens += len(new.tokens)
+                self.suspects.token_made(sequence)
+                sequence.suspect = sequence.suspect and sequence.peer is not None
                 entry = FrameEntry(request_id=event.key.request_id, choice=event.key.choice, attempt=sequence.attempt, new=new)
                 frames.setdefault(sequence.log.owner.gateway, []).append(entry)
                 if new.ending is not None:
@@ -393,6 +414,7 @@ class WorkerCore:
                 self._settle(self.desk.filled(sequence, event, now, leader_busy=leader_busy), now)
             case Preempted():
                 sequence.log.state = "preempted"
+                self.suspects.preempted(sequence)
 
     def _on_ended(self, sequence: WorkerSequence, reason: str, now: float) -> None:
         self.counters.ended[reason] += 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from common.mesh.engine_values import FilledBlock
-from common.protocol.messages import ControlMessage, FrameEntry
+from common.protocol.messages import ControlMessage, FrameEntry, SequenceNotice
 from common.values.ids import GatewayId, ReservationId, WorkerId
 from common.values.transfer import BlockSource
 
@@ -14,6 +14,23 @@ class SendTokens:
 
     gateway: GatewayId
     entries: tuple[FrameEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendNotices:
+    """One frame without tokens for one gateway."""
+
+    gateway: GatewayId
+    notices: tuple[SequenceNotice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnounceSuspect:
+    """Tell the gateway, and answer with `on_announced(ticket)` once the broker has it, or after a bounded time."""
+
+    ticket: int
+    gateway: GatewayId
+    notice: SequenceNotice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,4 +78,6 @@ class ObserveHandoff:
     exposed_s: float
 
 
-WorkerEffect = SendTokens | SendControl | SealBlocks | PullBlocks | GrantBlocks | RevokeGrant | ObserveHandoff
+WorkerEffect = (
+    SendTokens | SendNotices | AnnounceSuspect | SendControl | SealBlocks | PullBlocks | GrantBlocks | RevokeGrant | ObserveHandoff
+)

@@ -19,6 +19,7 @@ class WorkerSequence:
     """`peer` is the other side of a hand-off that is planned or under way, None where the sequence runs here alone.
 
     `leader` is the choice whose prompt this one shares: it is handed off first, so that the receiver knows the blocks.
+    A `suspect` was recovered from a lost worker; it is one until the worker that decodes it makes a token.
     Blocks that were sealed before there is an offer wait in `sealed`.
     """
 
@@ -32,6 +33,7 @@ class WorkerSequence:
     receiver: Receiver | None = None
     offer_index: int = 0
     remaining_s: float | None = None
+    suspect: bool = False
     awaits_offer: bool = False
     first_token_at: float | None = None
     sealed: list[ReadyBlock] = field(default_factory=list)

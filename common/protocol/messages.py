@@ -48,7 +48,7 @@ class Dispatch(Wire, frozen=True, kw_only=True, tag="dispatch"):
 
     `prompt` is None for a prompt that would pass the broker's message limit: the worker reads it in the request record.
     `salt` separates the prefix caches of tenants. `remaining_s` bounds the whole request. `epoch` rises with every change of
-    the request's gateway.
+    the request's gateway. A `suspect` was recovered from a lost worker: it is announced before it is run, one at a time.
     """
 
     request_id: Name
@@ -63,6 +63,7 @@ class Dispatch(Wire, frozen=True, kw_only=True, tag="dispatch"):
     decode_worker: str | None = None
     salt: bytes = b""
     remaining_s: float | None = None
+    suspect: bool = False
 
 
 class Cancel(Wire, frozen=True, kw_only=True, tag="cancel"):
@@ -105,12 +106,28 @@ class FrameEntry(msgspec.Struct, frozen=True, kw_only=True):
     new: NewTokens
 
 
+NoticeKind = Literal["suspect", "cleared", "moved", "handed_back"]
+
+
+class SequenceNotice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway should know of a sequence before its next token. `suspect`: the worker is about to run it, alone among
+    suspects; `cleared`: it does so no more, without a token. `moved`: it was handed to `moved_to`. `handed_back`: the worker
+    drains and has dropped it, place it again."""
+
+    request_id: str
+    choice: int
+    attempt: int
+    kind: NoticeKind
+    moved_to: str | None = None
+
+
 class TokenFrame(Wire, frozen=True, kw_only=True):
-    """All new tokens of one step for one gateway."""
+    """All new tokens of one step for one gateway, or notices about sequences of its."""
 
     worker: Name
     incarnation: Name
     entries: Annotated[list[FrameEntry], msgspec.Meta(max_length=MAX_ENTRIES)]
+    notices: Annotated[list[SequenceNotice], msgspec.Meta(max_length=MAX_ENTRIES)] = []
 
 
 class ReplayItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,6 +221,7 @@ class Offer(Wire, frozen=True, kw_only=True, tag="offer"):
     positions: Count
     salt: bytes = b""
     remaining_s: float | None = None
+    suspect: bool = False
 
 
 class Accept(Wire, frozen=True, kw_only=True, tag="accept"):

@@ -15,12 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from common.mesh.owner_watch import OwnerWatch
 from common.mesh.worker import WorkerCore
 from common.mesh.worker_effects import (
+    AnnounceSuspect,
     GrantBlocks,
     ObserveHandoff,
     PullBlocks,
     RevokeGrant,
     SealBlocks,
     SendControl,
+    SendNotices,
     SendTokens,
     WorkerEffect,
 )
@@ -31,6 +33,7 @@ from common.protocol.messages import (
     FrameEntry,
     Hello,
     ReadyBlock,
+    SequenceNotice,
     Snapshot,
     TokenFrame,
     decode_gateway_beat,
@@ -59,6 +62,7 @@ PEERS_TIMEOUT_S = 15.0
 PING_TIMEOUT_S = 1.0
 PAGE_NAMES = 4096
 """Names of cached blocks that one snapshot carries: a quarter of a small broker's limit at most."""
+ANNOUNCE_TIMEOUT_S = 1.0
 logger = logging.getLogger(__name__)
 
 
@@ -215,6 +219,7 @@ class WorkerService:
             while (plan := self._core.plan()) is not None:
                 self._failpoints.step(plan)
                 under_way.append((plan, self._world.step_engine.submit(plan)))
+            self._perform_effects()
             if not under_way:
                 self._wake.clear()
                 await self._wake.wait()
@@ -255,6 +260,14 @@ class WorkerService:
         outcomes = await self._links.pull(effect.peer, effect.reservation, effect.blocks)
         self._failpoints.hit("pull.done")
         self._core.on_pulled(effect.ticket, outcomes, self._now())
+        self._after_event()
+
+    async def _announce(self, effect: AnnounceSuspect) -> None:
+        """The gateway hears of a suspect before it runs: the broker answers a ping once it has what was published before."""
+        self._send_notices(effect.gateway, (effect.notice,))
+        if not await self._world.broker.ping(timeout_s=ANNOUNCE_TIMEOUT_S):
+            logger.warning("announcement_unconfirmed", extra={"fields": {"gateway": effect.gateway}})
+        self._core.on_announced(effect.ticket)
         self._after_event()
 
     async def _run_ticks(self) -> None:
@@ -317,9 +330,12 @@ class WorkerService:
 
     # ------------------------------------------------------------------ effects
 
-    def _after_event(self, *, changed: bool = True) -> None:
+    def _perform_effects(self) -> None:
         for effect in self._core.take_effects():
             self._perform(effect)
+
+    def _after_event(self, *, changed: bool = True) -> None:
+        self._perform_effects()
         self._wake.set()
         if changed:
             self._unchecked = True
@@ -333,6 +349,10 @@ class WorkerService:
                 self._failpoints.hit("tokens.sent")
                 if any(entry.new.first == 0 for entry in effect.entries):
                     self._failpoints.hit("first_token.sent")
+            case SendNotices():
+                self._send_notices(effect.gateway, effect.notices)
+            case AnnounceSuspect():
+                self._tasks.create_task(self._announce(effect), name="announce")
             case SendControl():
                 self._links.send(effect.peer, effect.message)
                 self._failpoints.control(effect.message, "sent")
@@ -361,6 +381,14 @@ class WorkerService:
             self._world.broker.publish(self._names.gateway_tokens(gateway), payload)
         except (BrokerUnavailable, PayloadTooLarge) as error:
             logger.warning("frame_lost", extra={"fields": {"gateway": gateway, "reason": str(error)}})
+
+    def _send_notices(self, gateway: GatewayId, notices: tuple[SequenceNotice, ...]) -> None:
+        identity = self._identity
+        frame = TokenFrame(worker=identity.worker, incarnation=identity.incarnation, entries=[], notices=list(notices))
+        try:
+            self._world.broker.publish(self._names.gateway_tokens(gateway), encode(frame))
+        except BrokerUnavailable as error:
+            logger.warning("notice_lost", extra={"fields": {"gateway": gateway, "reason": str(error)}})
 
     def _publish_snapshot(self, *, gone: bool = False) -> None:
         names = min(PAGE_NAMES, self._world.broker.max_payload_bytes // 64)

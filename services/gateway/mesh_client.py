@@ -540,12 +540,12 @@ class LiveMesh:
             await self._replay(SendReplay(worker=effect.worker, items=effect.items[:half]))
             await self._replay(SendReplay(worker=effect.worker, items=effect.items[half:]))
             return
-        entries = None
+        reply = None
         alive = True
         try:
             payload = await self._broker.request(self._names.worker_replay(effect.worker), question, timeout_s=REPLAY_TIMEOUT_S)
             if payload is not None:
-                entries = decode_replay_reply(payload).entries
+                reply = decode_replay_reply(payload)
             else:
                 alive = await self._broker.ping(timeout_s=PING_TIMEOUT_S)
         except (BrokerUnavailable, PayloadTooLarge):
@@ -554,7 +554,14 @@ class LiveMesh:
             logger.warning("malformed_replay", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
         if not alive:
             self._core.registry.refresh(self._now())
-        self._core.on_replay_answer(effect.worker, effect.items, entries, self._now(), broker_alive=alive)
+        self._core.on_replay_answer(
+            effect.worker,
+            effect.items,
+            None if reply is None else reply.entries,
+            self._now(),
+            broker_alive=alive,
+            incarnation=None if reply is None else Incarnation(reply.incarnation),
+        )
         self._after_event()
 
     def _end(self, effect: Ended) -> None:

@@ -3,7 +3,10 @@
 from common.runtime.metrics import Metrics
 from services.gateway.mesh_client import LiveMesh
 
-COUNTED = ("probes", "unknown", "workers_lost", "stray_frames", "dispatch_full", "dispatch_stale")
+COUNTED = (
+    *("probes", "unknown", "workers_lost", "stray_frames", "dispatch_full", "dispatch_stale"),
+    *("suspects_announced", "requests_poisoned"),
+)
 
 
 def show_mesh_metrics(metrics: Metrics, mesh: LiveMesh) -> None:

@@ -24,6 +24,7 @@ WEATHERS = {
     "lost connections": Faults(breaks=0.015),
     "frozen workers": Faults(freezes=0.006),
     "dying workers": Faults(deaths=0.004),
+    "poison": Faults(poison=0.15),
     "storm": Faults(cancels=0.01, breaks=0.005, losses=0.03, outages=0.003, deaths=0.002, freezes=0.003, delay_s=3.0),
 }
 
@@ -58,6 +59,17 @@ def test_without_a_fault_no_attempt_is_raised_but_for_full_queues(seed: int, lea
     assert failed <= {"failed_overloaded", "failed_deadline_exceeded"}
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_request_that_kills_workers_takes_two_at_most_and_its_neighbours_finish(seed: int) -> None:
+    world = run_world(seed, WEATHERS["poison"])
+    for client in world.clients.values():
+        most = 2 if len(client.expected) == 1 else 3  # choices may kill prefill and decode worker before anybody notices
+        assert client.killed <= most
+        assert (getattr(client.error, "code", None) == "request_poisoned") == (client.killed >= 2)
+        assert client.error is None or client.killed >= 2 or world.counts["dispatch_full"]
+
+
 def test_the_schedules_reach_what_they_are_for() -> None:
     """A law that is never put to the test holds easily."""
     seen: Counter[str] = Counter()
@@ -68,6 +80,6 @@ def test_the_schedules_reach_what_they_are_for() -> None:
         seen["moved"] += sum(node.core.desk.counters.settled["moved"] for node in world.nodes.values())
     for what in (
         *("death", "freeze", "outage", "silence", "lose", "cancel", "cancel_choice", "lost_message", "unanswered", "moved"),
-        *("dispatch_full", "probes", "unknown", "workers_lost", "stray_frames"),
+        *("dispatch_full", "probes", "unknown", "workers_lost", "stray_frames", "suspects_announced"),
     ):
         assert seen[what], f"no schedule has {what}"

@@ -5,12 +5,12 @@ import pytest
 from common.mesh.gateway import (
     FULL_RETRY_S,
     MAX_ITEMS,
-    MAX_LOSSES,
     MAX_UNANSWERED,
     MAX_UNANSWERED_ALIVE,
     PATIENCE_S,
 )
 from common.mesh.gateway_effects import SendDispatch, SendReplay
+from common.protocol.messages import NoticeKind, SequenceNotice, TokenFrame
 from common.values.errors import (
     BrokerUnavailable,
     Overloaded,
@@ -20,7 +20,7 @@ from common.values.errors import (
 from common.values.ids import RequestId
 from common.values.sampling import SamplingParameters
 from common.values.tokens import NewTokens
-from tests.gateway_driver import MODEL, Driver
+from tests.gateway_driver import MODEL, Driver, R
 
 
 def test_a_gap_is_probed_after_50_ms() -> None:
@@ -180,23 +180,50 @@ def test_silence_does_not_count_while_the_broker_is_silent_itself() -> None:
     assert d.dispatches() == []
 
 
-def test_the_third_worker_lost_without_a_token_between_ends_the_request() -> None:
+def suspect(d: Driver, worker: str, kind: NoticeKind = "suspect", *, attempt: int) -> None:
+    notice = SequenceNotice(request_id=R, choice=0, attempt=attempt, kind=kind)
+    d.core.on_frame(TokenFrame(worker=worker, incarnation="1", entries=[], notices=[notice]), 2.0)
+
+
+def test_only_the_announced_suspect_is_charged_and_its_second_worker_is_its_last() -> None:
     d = Driver()
     d.started("a", "b", "c", "e")
-    for attempt, worker in enumerate(("a", "b"), 1):
-        d.silent_probes(worker, MAX_UNANSWERED, attempt=attempt, now=2.0)
-    d.frame("c", 0, 5, attempt=3, now=2.1)
-    assert d.dispatches()[-1] == ("c", 3)
-    for attempt, worker in enumerate(("c", "e"), 3):
-        d.silent_probes(worker, MAX_UNANSWERED, attempt=attempt, now=4.0)
+    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.silent_probes("b", MAX_UNANSWERED, attempt=2, now=2.0)
+    again = [e.dispatch for e in d.take() if isinstance(e, SendDispatch)]
+    assert [dispatch.suspect for dispatch in again] == [True, True]
+    suspect(d, "c", attempt=3)
+    suspect(d, "c", "cleared", attempt=3)
+    d.silent_probes("c", MAX_UNANSWERED, attempt=3, now=2.0)
     assert d.ends() == []
-    for worker in ("a", "b"):
-        d.know(worker, 4.0)
-    d.silent_probes("a", MAX_UNANSWERED, attempt=5, now=6.0)
+    suspect(d, "e", attempt=3)
+    suspect(d, "e", attempt=4)
+    d.silent_probes("e", MAX_UNANSWERED, attempt=4, now=2.0)
     error = d.error()
     assert isinstance(error, RequestFailed)
-    assert (error.code, error.status) == ("worker_lost", 502)
-    assert d.core.counters["workers_lost"] == MAX_LOSSES + 2
+    assert (error.code, error.status) == ("request_poisoned", 502)
+    assert d.core.counters["workers_lost"] == 4
+
+
+def test_a_new_token_is_the_proof_of_innocence() -> None:
+    d = Driver()
+    d.started("a", "b", "c")
+    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    suspect(d, "b", attempt=2)
+    d.frame("b", 0, 5, attempt=2, now=2.1)
+    d.silent_probes("b", MAX_UNANSWERED, attempt=2, now=2.2)
+    assert d.ends() == []
+    assert [e.dispatch.suspect for e in d.log if isinstance(e, SendDispatch)] == [False, True, True]
+
+
+def test_a_new_incarnation_of_a_worker_says_that_the_old_one_is_lost() -> None:
+    d = Driver()
+    d.started("a", "b")
+    d.know("a", 0.1, incarnation="2")
+    assert d.probes(0.1) == [("a", [0])]
+    d.replay("a", "unknown", now=0.1, incarnation="2")
+    assert d.dispatches() == [("b", 2)]
+    assert d.core.counters["workers_lost"] == 1
 
 
 def test_when_the_only_worker_is_lost_the_request_waits_for_its_return() -> None:
