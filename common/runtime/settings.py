@@ -108,7 +108,9 @@ class WorkerSettings:
         number_of_seconds(above_zero=False), 0.0005, "synthetic engine: added per decoding sequence"
     )
     seed: int = setting(whole(0, 2**63 - 1), 0, "seed of the random weights of --load-format dummy")
-    drain_s: float = setting(number_of_seconds(), 30.0, "longest wait for running requests when stopping")
+    drain_s: float = setting(
+        number_of_seconds(), 30.0, "longest wait for running requests when stopping", aliases=("--drain-timeout",)
+    )
     strict_kernels: bool = setting(SWITCH, False, "hand KV over only between equal kernel variants")
 
     @property
@@ -162,7 +164,9 @@ class GatewaySettings:
     max_concurrent_requests: int = setting(whole(1, 1_000_000), 1024, "requests at once; more are answered 429")
     max_body_bytes: int = setting(BYTES, 8 << 20, "largest request body")
     request_timeout_s: float = setting(number_of_seconds(), 600.0, "longest life of a request", key="request_timeout")
-    drain_s: float = setting(number_of_seconds(), 30.0, "longest wait for running requests when stopping")
+    drain_s: float = setting(
+        number_of_seconds(), 30.0, "longest wait for running requests when stopping", aliases=("--drain-timeout",)
+    )
     listen_fd: int | None = setting(
         auto_or(whole(3)), None, "inherited listening socket, used instead of host and port", shown_default="none"
     )

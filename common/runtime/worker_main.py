@@ -70,6 +70,7 @@ def worker_main(argv: list[str], environ: Mapping[str, str], *, default_role: Ro
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         with one_error(SegueError):
             uvloop.run(run_worker(settings))
+        logger.info("stopped")
     except SegueError as error:
         print(f"{default_role} worker: {error}", file=sys.stderr)
         return EXIT_CANNOT_START

@@ -14,6 +14,7 @@ from common.protocol.subjects import Names
 from common.runtime.adapter_metrics import show_adapter_metrics
 from common.runtime.failpoints import Failpoints
 from common.runtime.incarnation import make_incarnation
+from common.runtime.leave_process import leave_process
 from common.runtime.logs import configure_logging
 from common.runtime.metrics import Metrics
 from common.runtime.one_error import one_error
@@ -109,4 +110,4 @@ def _socket(settings: GatewaySettings) -> socket.socket:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_process(main())

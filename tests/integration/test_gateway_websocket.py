@@ -220,4 +220,29 @@ async def test_stopping_lets_requests_finish_then_closes() -> None:
         with pytest.raises(websockets.ConnectionClosed) as caught:
             await hear(connection)
         assert caught.value.rcvd is not None
-        assert caught.value.rcvd.code == 1012
+        assert caught.value.rcvd.code == 1001
+
+
+async def test_what_outlives_the_drain_is_told_so_and_the_connection_goes_away() -> None:
+    never = asyncio.Event()
+    async with gateway(TwinMesh(script=Script(gate=never)), drain_timeout_s=0.2) as running, connected(running) as connection:
+        await say(connection, "generate", "a", **chat())
+        await eventually(lambda: len(running.mesh.open) == 1)
+        running.stop.set()
+        frame = await hear(connection)
+        assert (frame["id"], frame["error"]["code"]) == ("a", "stopping")
+        with pytest.raises(websockets.ConnectionClosed) as caught:
+            await hear(connection)
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1001
+
+
+async def test_an_idle_connection_goes_away_at_once() -> None:
+    async with gateway() as running, connected(running) as connection:
+        await say(connection, "generate", "a", **chat())
+        assert (await hear_all(connection, 1))[-1]["type"] == "done"
+        running.stop.set()
+        with pytest.raises(websockets.ConnectionClosed) as caught:
+            await hear(connection)
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1001

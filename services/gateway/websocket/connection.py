@@ -7,6 +7,7 @@ reader holds up only its own requests, and its tokens wait in the generation, wh
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -41,7 +42,8 @@ from services.gateway.websocket.frames import (
 _log = logging.getLogger(__name__)
 
 POLICY_VIOLATION = 1008
-SERVICE_RESTART = 1012
+GOING_AWAY = 1001
+LAST_WORDS_S = 1.0
 
 
 class WebSocketConnection:
@@ -90,6 +92,7 @@ class WebSocketConnection:
         except asyncio.CancelledError:
             if not self._stopping.is_set():
                 raise
+            await self._last_words({"type": "websocket.close", "code": GOING_AWAY, "reason": "the gateway stops"})
 
     async def _accepted(self) -> bool:
         """A wrong key in the handshake is refused there; none at all leaves it to the first frame."""
@@ -211,6 +214,9 @@ class WebSocketConnection:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if frame.id not in self._cancelled or task is None:
+                if self._stopping.is_set():
+                    text = error_frame(frame.id, Stopping("the gateway stops"))
+                    await self._last_words({"type": "websocket.send", "text": text})
                 raise
             task.uncancel()
             last = never_begun(frame.id)
@@ -252,10 +258,16 @@ class WebSocketConnection:
     async def _close_when_drained(self) -> None:
         await self._stopping.wait()
         await self._idle.wait()
-        await self._close(SERVICE_RESTART, "the gateway stops")
+        await self._close(GOING_AWAY, "the gateway stops")
 
     async def _close(self, code: int, reason: str) -> None:
         await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def _last_words(self, message: dict[str, object]) -> None:
+        """The drain's deadline has passed; bounded, for the client may be gone or stuck."""
+        with suppress(ClientGone, TimeoutError, RuntimeError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._send(message)
 
     async def _send_text(self, text: str) -> None:
         await self._send({"type": "websocket.send", "text": text})
