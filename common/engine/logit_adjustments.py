@@ -1,16 +1,18 @@
-"""What is done to a row of logits before anything is read from it: bias, penalties, and the mask of min_tokens.
+"""What is done to a row of logits before anything is read from it: bias, penalties, and the masks of min_tokens and
+of a grammar.
 
 The order is logit_bias, repetition penalty (over prompt and new tokens), frequency and presence penalties (over new tokens
-only), mask. A row that asks for none of these is not touched.
+only), masks. native/draw.h does the same, operation by operation. A row that asks for none of these is not touched.
 """
 
+import numpy as np
 import torch
 
 from common.engine.sequence_state import SequenceState
 
 
 def adjusts(state: SequenceState) -> bool:
-    return bool(state.sampling.logit_bias or state.penalised or state.masked_tokens)
+    return bool(state.sampling.logit_bias or state.penalised or state.masked_tokens) or state.mask is not None
 
 
 def adjust(logits: torch.Tensor, state: SequenceState) -> None:
@@ -24,6 +26,10 @@ def adjust(logits: torch.Tensor, state: SequenceState) -> None:
     masked = [token for token in state.masked_tokens if 0 <= token < len(logits)]
     if masked:
         logits[torch.tensor(masked, device=logits.device)] = float("-inf")
+    allowed = state.allowed(len(logits))
+    if allowed is not None:
+        bits = np.unpackbits(allowed.view(np.uint8), count=len(logits), bitorder="little")
+        logits[torch.from_numpy(bits == 0).to(logits.device)] = float("-inf")
 
 
 def _penalise(logits: torch.Tensor, state: SequenceState) -> None:

@@ -5,44 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from common.engine.draw_row import DrawArrays, DrawRow
+from common.engine.token_counts import TokenCounts
+from common.ports.grammar_mask import GrammarMask, GrammarMasks
 from common.values.errors import InvariantBroken
 from common.values.step import SequenceStart, StepRow
-
-
-class TokenCounts:
-    """Each distinct token of a sequence once, with how often it is among the new ones: what penalties need, kept as it grows."""
-
-    def __init__(self, prompt: list[int], output: list[int]) -> None:
-        self._size = 0
-        self._tokens = np.zeros(256, dtype=np.int64)
-        self._outputs = np.zeros(256, dtype=np.int64)
-        self._place: dict[int, int] = {}
-        for token in prompt:
-            self._find(token)
-        for token in output:
-            self.add(token)
-
-    def add(self, token: int) -> None:
-        place = self._find(token)  # first: it may replace the arrays by longer ones
-        self._outputs[place] += 1
-
-    @property
-    def tokens(self) -> NDArray[np.int64]:
-        return self._tokens[: self._size]
-
-    @property
-    def output_counts(self) -> NDArray[np.int64]:
-        return self._outputs[: self._size]
-
-    def _find(self, token: int) -> int:
-        place = self._place.setdefault(token, self._size)
-        if place == self._size:
-            if self._size == len(self._tokens):
-                self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)])
-                self._outputs = np.concatenate([self._outputs, np.zeros_like(self._outputs)])
-            self._tokens[place] = token
-            self._size += 1
-        return place
 
 
 class SequenceState:
@@ -56,7 +23,10 @@ class SequenceState:
         self.sampling = start.sampling
         self.eos_token_ids = start.eos_token_ids
         self.failed: str | None = None
+        self.mask: GrammarMask | None = None
+        self._allowed: NDArray[np.int32] | None = None
         self._counts: TokenCounts | None = None
+        self._draw: DrawArrays | None = None
 
     @property
     def new_tokens(self) -> int:
@@ -73,7 +43,31 @@ class SequenceState:
         """Tokens that may not be drawn now, because `min_tokens` is not reached."""
         if self.new_tokens >= self.sampling.min_tokens:
             return ()
+        return self._end_tokens
+
+    @property
+    def _end_tokens(self) -> tuple[int, ...]:
         return self.eos_token_ids + self.sampling.stop_token_ids
+
+    def allowed(self, vocabulary: int) -> NDArray[np.int32] | None:
+        """What the sequence's grammar allows next, as GrammarMask has it; None for all."""
+        words = None if self.mask is None else self.mask.allowed()
+        if words is not None and (words.dtype != np.int32 or words.size * 32 < vocabulary or not words.flags.c_contiguous):
+            raise InvariantBroken(f"a grammar's mask of {words.size} words ({words.dtype}) does not cover {vocabulary} tokens")
+        return words
+
+    def draw_row(self, vocabulary: int) -> DrawRow:
+        """What the kernels need for the next token; good until the sequence grows."""
+        if self._draw is None:
+            self._draw = DrawArrays(self.sampling, choice=self.choice, masked_tokens=self._end_tokens)
+        row = self._draw.row
+        row.position = len(self.tokens) - self.prompt_length
+        if self.penalised:
+            row.counted, row.counted_tokens, row.output_counts = self.counts.addresses
+        if self.mask is not None:
+            self._allowed = self.allowed(vocabulary)
+            row.allowed = None if self._allowed is None else self._allowed.ctypes.data
+        return row
 
     @property
     def counts(self) -> TokenCounts:
@@ -85,13 +79,34 @@ class SequenceState:
         self.tokens.append(token)
         if self._counts is not None:
             self._counts.add(token)
+        if self.mask is not None:
+            self._accept(token)
+
+    def begin_grammar(self, masks: GrammarMasks, start: SequenceStart) -> None:
+        """The mask of a sequence that starts, brought to where its new tokens are."""
+        try:
+            self.mask = masks.mask(start)
+        except Exception as error:  # a grammar is the client's: what it breaks is its own sequence
+            self.failed = f"the grammar was refused: {type(error).__name__}: {error}"
+            return
+        if self.mask is not None:
+            for token in start.tokens[start.prompt_length :]:
+                self._accept(token)
+
+    def _accept(self, token: int) -> None:
+        assert self.mask is not None
+        try:
+            self.mask.accept(token)
+        except Exception as error:  # as above; the token was drawn, so it stands, and the next step finds the sequence failed
+            self.failed = f"the grammar refused a token: {type(error).__name__}: {error}"
 
 
 class SequenceTable:
     """Handles to sequences. `vocab_size` is the number of tokens that the model can take in."""
 
-    def __init__(self, *, vocab_size: int) -> None:
+    def __init__(self, *, vocab_size: int, masks: GrammarMasks | None = None) -> None:
         self._vocab_size = vocab_size
+        self._masks = masks
         self._states: dict[int, SequenceState] = {}
 
     def __len__(self) -> int:
@@ -106,6 +121,8 @@ class SequenceTable:
                 raise InvariantBroken(f"handle {start.handle} was started twice without an end")
             state = SequenceState(start)
             state.failed = self._refusal(state)
+            if self._masks is not None and state.failed is None:
+                state.begin_grammar(self._masks, start)
             self._states[start.handle] = state
 
     def get(self, handle: int) -> SequenceState | None:

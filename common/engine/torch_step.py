@@ -14,14 +14,15 @@ import torch
 from common.engine.executor import Executor
 from common.engine.forward import ModelForward
 from common.engine.kv_cache_view import KvCacheView
-from common.engine.logprobs import position_logprobs
 from common.engine.native.choose_forward import choose_forward
 from common.engine.native.library import NativeLibrary
+from common.engine.native.native_sampler import choose_sampler
 from common.engine.paged_batch import BatchRow
 from common.engine.quantization_choice import Quantization
 from common.engine.quantized_file import StoredMatrix
-from common.engine.sampler import Drawn, draw
+from common.engine.sampler import NOT_FINITE, Drawn
 from common.engine.sequence_state import SequenceState, SequenceTable, scored_positions, table_fault
+from common.ports.grammar_mask import GrammarMasks
 from common.values.kv_layout import KvLayout
 from common.values.step import RowResult, StepPlan, StepResult, StepRow
 from common.values.tokens import PositionLogprobs
@@ -45,13 +46,14 @@ def build_torch_executor(
     library: NativeLibrary | None = None,
     quantization: Quantization = "none",
     stored: Mapping[str, StoredMatrix] | None = None,
+    masks: GrammarMasks | None = None,
 ) -> Executor:
     """An executor for a loaded causal language model over a region of `blocks` blocks at `blocks_address`.
 
     With `check`, first makes sure that this architecture computes the same through paged attention as by itself, and
     raises ModelError where it does not. `max_model_len` is the longest sequence that will be asked for. With a `library`, a
     model of the Llama family is taken over by native kernels: `model` has no weights afterwards. `stored` are the matrices that
-    its folder keeps quantised.
+    its folder keeps quantised. `masks` say which tokens a sequence's grammar allows.
     """
     forward = choose_forward(
         model,
@@ -63,20 +65,25 @@ def build_torch_executor(
         quantization=quantization,
         stored=stored,
     )
-    return TorchExecutor(forward, KvCacheView.over_region(layout=layout, address=blocks_address, blocks=blocks, device=device))
+    cache = KvCacheView.over_region(layout=layout, address=blocks_address, blocks=blocks, device=device)
+    return TorchExecutor(forward, cache, library=library, masks=masks)
 
 
 class TorchExecutor:
     """An Executor over any ModelForward."""
 
-    def __init__(self, forward: ModelForward, cache: KvCacheView) -> None:
+    def __init__(
+        self, forward: ModelForward, cache: KvCacheView, *, library: NativeLibrary | None = None, masks: GrammarMasks | None = None
+    ) -> None:
         self._forward = forward
         self._cache = cache
-        self._sequences = SequenceTable(vocab_size=forward.vocab_size)
+        self._sampler = choose_sampler(library, str(cache.data.device))
+        self._sequences = SequenceTable(vocab_size=forward.vocab_size, masks=masks)
 
     def prepare_thread(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._forward.prepare_thread(threads)
+        self._sampler.prepare_thread(threads)
 
     def execute(self, plan: StepPlan) -> StepResult:
         began = time.perf_counter()
@@ -126,7 +133,7 @@ class TorchExecutor:
             for row, state in zip(rows, states, strict=True)
         ]
         logits = self._forward.logits(self._cache, inputs)
-        drawn = iter(draw(logits, [state for row, state in zip(rows, states, strict=True) if row.sample]))
+        drawn = iter(self._sampler.draw(logits, [state for row, state in zip(rows, states, strict=True) if row.sample]))
         return [self._row_result(row, next(drawn) if row.sample else None) for row in rows]
 
     def _run_scored(self, row: StepRow) -> RowResult:
@@ -142,12 +149,18 @@ class TorchExecutor:
             scored = max(0, min(last, scored_end) - first)
             wanted = [*range(scored), last - 1 - first] if samples else range(scored)
             logits = self._forward.logits(self._cache, [_batch_row(row, state, first, last, wanted)])
-            if not bool(torch.isfinite(logits.sum())):
-                return self._failed(row, "the model's logits are not finite")
-            scores += _scores(logits[:scored], state, first)
+            found = self._scores(logits[:scored], state, first)
+            if found is None:
+                return self._failed(row, NOT_FINITE)
+            scores += found
             if samples:
-                drawn = draw(logits[-1:], [state])[0]
+                drawn = self._sampler.draw(logits[-1:], [state])[0]
         return self._row_result(row, drawn, tuple(scores))
+
+    def _scores(self, logits: torch.Tensor, state: SequenceState, first: int) -> list[PositionLogprobs] | None:
+        """Of the prompt's tokens at `first + 1 ..`, from the logits of `first ..`, without penalties or bias."""
+        following = state.tokens[first + 1 : first + 1 + len(logits)]
+        return self._sampler.score(logits, following, state.sampling.prompt_logprobs or 0)
 
     def _row_result(self, row: StepRow, drawn: Drawn | None, scores: tuple[PositionLogprobs, ...] = ()) -> RowResult:
         if drawn is None:
@@ -171,10 +184,3 @@ class TorchExecutor:
 
 def _batch_row(row: StepRow, state: SequenceState, first: int, last: int, kept: Sequence[int]) -> BatchRow:
     return BatchRow(tokens=state.tokens[first:last], start=first, blocks=row.blocks, kept=kept)
-
-
-def _scores(logits: torch.Tensor, state: SequenceState, first: int) -> list[PositionLogprobs]:
-    """Log-probabilities of the prompt's tokens at `first + 1 ..`, from the logits of `first ..`, without penalties or bias."""
-    alternatives = state.sampling.prompt_logprobs or 0
-    following = state.tokens[first + 1 : first + 1 + len(logits)]
-    return [position_logprobs(row, token, alternatives) for row, token in zip(logits, following, strict=True)]

@@ -1,12 +1,14 @@
 // The C interface. Pointers are raw and sizes are trusted: the Python beside this file checks both.
+#include "draw.h"
 #include "llama_step.h"
 
 using namespace segue;
 
 struct Engine {
-  explicit Engine(int threads) : team(threads), members(size_t(team.size())) {}
+  explicit Engine(int threads) : team(threads), members(size_t(team.size())), draws(size_t(team.size())) {}
   Team team;
   std::vector<Member> members;
+  std::vector<DrawScratch> draws;
   Workspace space;
 };
 
@@ -22,6 +24,17 @@ void on_all(Engine* engine, F work) {
     Call* c = static_cast<Call*>(given);
     (*c->work)(member, team, c->engine->members[size_t(member)]);
   }, &call);
+}
+
+// Rows of logits, each to be drawn from by one member; a single one is not worth waking the others for.
+template <class F>
+void on_rows(Engine* engine, long count, F draw) {
+  if (count == 1) return draw(0, engine->draws[0]);
+  on_all(engine, [&](int member, Team& team, Member&) {
+    long first, last;
+    team.share(count, 1, member, first, last);
+    for (long i = first; i < last; i++) draw(i, engine->draws[size_t(member)]);
+  });
 }
 
 template <class T>
@@ -106,6 +119,20 @@ void segue_gate(const float* x, float* y, long rows, long size) {
 
 void segue_exponential(const float* x, float* y, long count) {
   for (long i = 0; i + LANES <= count; i += LANES) store(y + i, exponential(load(x + i)));
+}
+
+// Rows of `logits` lie `stride` floats apart, and are changed.
+void segue_draw(Engine* engine, float* logits, long stride, long vocabulary, const DrawRow* const* rows, Draw* drawn, long count) {
+  on_rows(engine, count, [&](long i, DrawScratch& mine) { drawn[i] = Drawing(*rows[i], logits + i * stride, vocabulary, mine).run(); });
+}
+
+// Log-probabilities of given tokens, one a row, and of the row's best.
+void segue_score(Engine* engine, float* logits, long stride, long vocabulary, const int64_t* tokens, long alternatives, Draw* scored, long count) {
+  DrawRow asked{};
+  asked.alternatives = alternatives;
+  on_rows(engine, count, [&](long i, DrawScratch& mine) {
+    scored[i] = Drawing(asked, logits + i * stride, vocabulary, mine).score_of(int32_t(tokens[i]));
+  });
 }
 
 void segue_step(Engine* engine, const Model* model, const Batch* batch) {

@@ -7,7 +7,7 @@ import ctypes
 import logging
 import weakref
 from collections.abc import Callable, Mapping
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32, c_long, c_void_p
+from ctypes import POINTER, Array, Structure, byref, c_char_p, c_float, c_int, c_int32, c_long, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,9 @@ class NativeLibrary:
         functions.segue_gate.argtypes = (c_void_p, c_void_p, c_long, c_long)
         functions.segue_exponential.argtypes = (c_void_p, c_void_p, c_long)
         functions.segue_step.argtypes = (c_void_p, POINTER(ModelStruct), POINTER(BatchStruct))
-        for name in ("packed_free", "engine_free", "gemm", "attention", "norm", "rotate", "gate", "exponential", "step"):
+        functions.segue_draw.argtypes = (c_void_p, c_void_p, c_long, c_long, POINTER(c_void_p), c_void_p, c_long)
+        functions.segue_score.argtypes = (c_void_p, c_void_p, c_long, c_long, c_void_p, c_long, c_void_p, c_long)
+        for name in ("packed_free", "engine_free", "gemm", "attention", "norm", "rotate", "gate", "exponential", "step", "draw", "score"):
             getattr(functions, f"segue_{name}").restype = None
         self.variant = functions.segue_variant().decode()
 
@@ -192,6 +194,14 @@ class NativeEngine:
     def step(self, model: ModelStruct, batch: BatchStruct) -> None:
         """A whole forward; see llama_step.h."""
         self.library.functions.segue_step(self.address, byref(model), byref(batch))
+
+    def draw(self, logits: int, stride: int, vocabulary: int, rows: Array[c_void_p], drawn: int, count: int) -> None:
+        """A token from each row of float32 logits, which are changed; see draw.h."""
+        self.library.functions.segue_draw(self.address, logits, stride, vocabulary, rows, drawn, count)
+
+    def score(self, logits: int, stride: int, vocabulary: int, tokens: int, alternatives: int, scored: int, count: int) -> None:
+        """The log-probability of one int64 token in each row."""
+        self.library.functions.segue_score(self.address, logits, stride, vocabulary, tokens, alternatives, scored, count)
 
 
 def cache_struct(layout: KvLayout, address: int) -> CacheStruct:
