@@ -13,6 +13,8 @@ from common.engine.model_cache import default_cache_dir
 from common.engine.model_config import ModelConfig
 from common.engine.model_files import ModelFolder
 from common.engine.model_source import ModelSpec, resolve_model
+from common.engine.native.library import load_library
+from common.engine.native.native_sampler import choose_sampler
 from common.engine.sampler_cost import SamplerCost
 from common.engine.step_limits import check_counted
 from common.engine.torch_peaks import products
@@ -54,7 +56,7 @@ def measure(options: BenchOptions, on_progress: Progress) -> Report:
             products=products(options.thread_count, clock, os.environ),
             subjects=subjects,
             cases=cases,
-            samplers=_samplers(config, options.batches),
+            samplers=_samplers(config, options),
             clock=clock,
             steps=options.steps,
         )
@@ -163,13 +165,15 @@ def _llama(options: BenchOptions) -> tuple[list[Subject], list[Missing]]:
     return [LlamaSubject(folder, path, weights, threads=threads, clock=options.clock) for weights, path in options.llama_model], []
 
 
-def _samplers(config: ModelConfig, batches: Sequence[int]) -> list[tuple[Draw, SamplerCost]]:
+def _samplers(config: ModelConfig, options: BenchOptions) -> list[tuple[Draw, SamplerCost]]:
+    sampler = choose_sampler(load_library(os.environ), "cpu")
+    sampler.prepare_thread(options.thread_count)
     ways = {
         "greedy": SamplingParameters(max_tokens=10, seed=1, temperature=0.0),
         "temperature 0.8, top-p 0.95": SamplingParameters(max_tokens=10, seed=1, temperature=0.8, top_p=0.95),
     }
     return [
-        (Draw(rows=rows, how=how), SamplerCost(vocab_size=config.vocab_size, rows=rows, sampling=sampling))
-        for rows in batches
+        (Draw(rows=rows, how=how), SamplerCost(sampler, vocab_size=config.vocab_size, rows=rows, sampling=sampling))
+        for rows in options.batches
         for how, sampling in ways.items()
     ]

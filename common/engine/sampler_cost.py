@@ -3,7 +3,7 @@
 import torch
 
 from common.engine.machine_peaks import Clock
-from common.engine.sampler import draw
+from common.engine.sampler import Sampler
 from common.engine.sequence_state import SequenceState
 from common.values.sampling import SamplingParameters
 from common.values.step import SequenceStart
@@ -12,7 +12,8 @@ from common.values.step import SequenceStart
 class SamplerCost:
     """Draws for `rows` sequences from the same random logits, which are made once."""
 
-    def __init__(self, *, vocab_size: int, rows: int, sampling: SamplingParameters) -> None:
+    def __init__(self, sampler: Sampler, *, vocab_size: int, rows: int, sampling: SamplingParameters) -> None:
+        self._sampler = sampler
         generator = torch.Generator().manual_seed(2)
         self._logits = torch.randn(rows, vocab_size, generator=generator) * 3
         self._states = [
@@ -24,7 +25,7 @@ class SamplerCost:
         logits = self._logits.clone()
         with torch.inference_mode():
             began = clock()
-            drawn = draw(logits, self._states)
+            drawn = self._sampler.draw(logits, self._states)
             took = clock() - began
         assert all(one.fault is None for one in drawn)
         return took

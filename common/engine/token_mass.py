@@ -14,17 +14,23 @@ _LEAST_SCALED = -32.0
 """e^-32 rounds to 0."""
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-_TERMS = (1 / 39916800, 1 / 3628800, 1 / 362880, 1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
-"""Taylor's, from the highest degree down: on half of ln 2 to each side the error is below 1e-14."""
+_EXPONENT = 2.0**52 + 1023 + MASS_BITS
+"""What is added to it is rounded to an integer."""
 
 
 def masses(scaled: torch.Tensor) -> torch.Tensor:
-    """Int64, of float64 `scaled` = (logit - best) / temperature, none above 0."""
+    """Int64, of float64 `scaled` = (logit - best) / temperature, none above 0.
+
+    Taylor's polynomial of degree 9 on half of ln 2 to each side: the error is below 1e-11 of the mass.
+    """
     bounded = scaled.clamp(min=_LEAST_SCALED)
-    n = torch.round(bounded * _LOG2_E)
+    n = (bounded * _LOG2_E + _EXPONENT) - _EXPONENT
     r = (bounded - n * _LN2_HIGH) - n * _LN2_LOW
-    y = torch.full_like(r, _TERMS[0])
-    for term in _TERMS[1:]:
-        y = y * r + term
+    r2 = r * r
+    r4 = r2 * r2
+    low = (1.0 + r) + r2 * (0.5 + r * (1 / 6))
+    middle = (1 / 24 + r * (1 / 120)) + r2 * (1 / 720 + r * (1 / 5040))
+    high = 1 / 40320 + r * (1 / 362880)
+    y = (low + r4 * middle) + (r4 * r4) * high
     powers = torch.tensor([2.0 ** (MASS_BITS - i) for i in range(48)], dtype=torch.float64, device=scaled.device)
     return torch.round(y * powers[(-n).long()]).long()

@@ -55,8 +55,7 @@ class TorchSampler:
         if not rows:
             return []
         own = logits if len(rows) == len(logits) else logits[rows]
-        values, tokens = torch.topk(own, min(self._candidates, own.shape[-1]))
-        values, tokens = _in_order(values, tokens)
+        values, tokens = _in_order(*torch.topk(own, min(self._candidates, own.shape[-1])))
         return [_draw_row(own[i], states[row], values[i], tokens[i]) for i, row in enumerate(rows)]
 
 

@@ -3,10 +3,17 @@
 import math
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.engine.truncation import Truncation, choose
+from common.engine.token_mass import masses
+from common.engine.truncation import Floats, Integers, Truncation, choose
+
+
+def masses_of(scaled: Floats) -> Integers:
+    found: Integers = masses(torch.from_numpy(scaled)).numpy()
+    return found
 
 
 def kept_by_definition(logits: list[float], temperature: float, truncation: Truncation) -> list[tuple[int, float]]:
@@ -50,8 +57,9 @@ def test_choice_is_the_reference_and_few_candidates_never_differ(
 ) -> None:
     order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
     scaled = (np.array([logits[token] for token in order]) - max(logits)) / temperature
-    total = float(np.exp(scaled).sum())
-    index = choose(scaled, truncation, uniform=uniform, total=total, complete=True)
+    weights = masses_of(scaled)
+    total = int(weights.sum())
+    index = choose(scaled, weights, truncation, uniform=uniform, total=total, complete=True)
     assert index is not None
     reference = kept_by_definition(logits, temperature, truncation)
     below = 0.0
@@ -62,19 +70,22 @@ def test_choice_is_the_reference_and_few_candidates_never_differ(
         below += probability
     else:
         raise AssertionError("a token was drawn that truncation takes away")
-    part = choose(scaled[:shown], truncation, uniform=uniform, total=total, complete=shown >= len(scaled))
+    part = choose(scaled[:shown], weights[:shown], truncation, uniform=uniform, total=total, complete=shown >= len(scaled))
     assert part in (None, index)
 
 
 def test_few_candidates_suffice_where_the_distribution_is_peaked() -> None:
     scaled = -np.arange(1000.0)
-    total = float(np.exp(scaled).sum())
+    weights = masses_of(scaled)
+    total = int(weights.sum())
     for truncation in (Truncation(), Truncation(top_k=50), Truncation(top_p=0.9), Truncation(min_p=0.05)):
-        short = choose(scaled[:256], truncation, uniform=0.73, total=total, complete=False)
-        assert short == choose(scaled, truncation, uniform=0.73, total=total, complete=True) == 1
+        short = choose(scaled[:256], weights[:256], truncation, uniform=0.73, total=total, complete=False)
+        assert short == choose(scaled, weights, truncation, uniform=0.73, total=total, complete=True) == 1
 
 
 def test_ties_at_the_edge_of_the_candidates_are_not_guessed() -> None:
     flat = np.zeros(256)
-    assert choose(flat, Truncation(), uniform=0.0, total=1000.0, complete=False) is None
-    assert choose(flat, Truncation(top_k=10), uniform=0.0, total=1000.0, complete=False) is None
+    weights = masses_of(flat)
+    total = 1000 * int(weights[0])
+    assert choose(flat, weights, Truncation(), uniform=0.0, total=total, complete=False) is None
+    assert choose(flat, weights, Truncation(top_k=10), uniform=0.0, total=total, complete=False) is None

@@ -60,45 +60,6 @@ struct DrawScratch {
   Candidates candidates;
 };
 
-// The masses of a row's tokens: all of them, and those within a distance of the best.
-struct Masses {
-  static constexpr int STEPS = 4;
-  static constexpr double DISTANCES[STEPS] = {2, 4, 8, 16};
-  int64_t whole = 0, within[STEPS] = {};
-
-  static Masses of(const Row& row, const Scale& scale) {
-    Integers whole = none(), within[STEPS] = {none(), none(), none(), none()};
-    const float least = scale.logit_below(LEAST_SCALED);
-    for (long g = 0; g < row.groups(); g++) {
-      if (row.largest_of[g] < least) continue;
-      float copy[GROUP];
-      const float* x = row.logits + g * GROUP;
-      if (g * GROUP + GROUP > row.size) {
-        std::fill(copy, copy + GROUP, -std::numeric_limits<float>::infinity());
-        std::copy(x, static_cast<const float*>(row.logits + row.size), copy);
-        x = copy;
-      }
-      UNROLLED for (int i = 0; i < GROUP; i += PER_VECTOR) {
-        const Doubles scaled = scale.of(widened(x + i));
-        const Integers mass = masses(scaled);
-        whole = whole + mass;
-        UNROLLED for (int s = 0; s < STEPS; s++) within[s] = add_where(within[s], scaled, -DISTANCES[s], mass);
-      }
-    }
-    Masses found;
-    found.whole = sum(whole);
-    for (int s = 0; s < STEPS; s++) found.within[s] = sum(within[s]);
-    return found;
-  }
-
-  // A scaled value from which on the tokens have at least this mass.
-  double reached_by(int64_t mass) const {
-    for (int s = 0; s < STEPS; s++)
-      if (within[s] >= mass) return -DISTANCES[s];
-    return LEAST_SCALED;
-  }
-};
-
 class Drawing {
  public:
   Drawing(const DrawRow& asked, float* logits, long size, DrawScratch& scratch)
@@ -161,34 +122,49 @@ class Drawing {
   }
 
   int32_t choose_among_best(const Scale& scale, double number) {
-    float* sorted = scratch_.sorted.at_least(size_t(row_.groups()));
-    const float least = std::max(row_.reached_by(asked_.top_k, sorted), scale.logit_below(LEAST_SCALED));
-    scratch_.candidates.gather(row_, scale, least);
-    const Prefix best = scratch_.candidates.by_count(asked_.top_k);
+    gather_best(asked_.top_k, scale);
+    const Prefix best = found().by_count(asked_.top_k);
     return choose_from(scale, number, best, best.mass);
   }
 
-  int32_t choose_among_all(const Scale& scale, double number) {
-    const bool narrows = asked_.top_p < 1.0;
-    const bool bounded = asked_.least_scaled > LEAST_SCALED;
-    double from = LEAST_SCALED;
-    int64_t whole = 0;
-    if (narrows || !bounded) {
-      const Masses all = Masses::of(row_, scale);
-      whole = all.whole;
-      from = all.reached_by(narrows ? part_of(whole, asked_.top_p) : place_in(whole, number) + 1);
+  // At least the `count` best tokens, or all that have a mass.
+  void gather_best(long count, const Scale& scale) {
+    const float least = scale.logit_below(LEAST_SCALED);
+    if (count < row_.groups() / 2) {
+      const float reached = row_.reached_by(count, scratch_.sorted.at_least(size_t(row_.groups())));
+      return found().gather(row_, scale, std::max(reached, least));
     }
-    if (bounded) from = whole == 0 ? asked_.least_scaled : std::max(from, asked_.least_scaled);
-    scratch_.candidates.gather(row_, scale, scale.logit_below(from));
-    const Candidates& found = scratch_.candidates;
-    return choose_from(scale, number, {found.size(), narrows || bounded ? found.mass() : whole}, whole);
+    found().gather(row_, scale, scale.logit_below(Guess(row_, scale).with_count(count)));
+    if (found().size() < count) found().gather(row_, scale, least);
+  }
+
+  int32_t choose_among_all(const Scale& scale, double number) {
+    const bool narrows = asked_.top_p < 1.0, bounded = asked_.least_scaled > LEAST_SCALED;
+    if (bounded && !narrows) {
+      found().gather(row_, scale, scale.logit_below(asked_.least_scaled));
+      return choose_from(scale, number, {found().size(), found().mass()}, 0);
+    }
+    const int64_t whole = row_.mass(scale);
+    if (scale.inverse_temperature == 1.0) at_one_ = whole;
+    gather_mass(narrows ? part_of(whole, asked_.top_p) : place_in(whole, number) + 1, whole, scale);
+    return choose_from(scale, number, {found().size(), narrows ? found().mass() : whole}, whole);
+  }
+
+  // Tokens of at least this mass out of `whole`, from the best one on.
+  void gather_mass(int64_t mass, int64_t whole, const Scale& scale) {
+    const double from = Guess(row_, scale).with_part(double(mass) / double(whole));
+    for (double scaled : {from, from - 1.5, 2 * from}) {
+      found().gather(row_, scale, scale.logit_below(std::max(scaled, LEAST_SCALED)));
+      if (found().mass() >= mass) return;
+    }
+    found().gather(row_, scale, scale.logit_below(LEAST_SCALED));
   }
 
   // From the first of the candidates, of which top-p counts a part of `whole`.
   int32_t choose_from(const Scale& scale, double number, Prefix kept, int64_t whole) {
-    if (asked_.top_p < 1.0) kept = shorter(kept, scratch_.candidates.by_mass(part_of(whole, asked_.top_p)));
-    if (asked_.least_scaled > LEAST_SCALED) kept = shorter(kept, scratch_.candidates.by_value(scale, asked_.least_scaled));
-    return scratch_.candidates.at(place_in(kept.mass, number));
+    if (asked_.top_p < 1.0) kept = shorter(kept, found().by_mass(part_of(whole, asked_.top_p)));
+    if (asked_.least_scaled > LEAST_SCALED) kept = shorter(kept, found().by_value(scale, asked_.least_scaled));
+    return found().at(place_in(kept.mass, number));
   }
 
   static Prefix shorter(Prefix a, Prefix b) { return a.count < b.count ? a : b; }
@@ -200,21 +176,26 @@ class Drawing {
   void score(Draw& drawn) {
     drawn.best = row_.best;
     drawn.value = row_.logits[drawn.token];
-    drawn.whole = Masses::of(row_, {row_.best, 1.0}).whole;
+    drawn.whole = at_one_ ? at_one_ : row_.mass({row_.best, 1.0});
     drawn.rank = 1;
     row_.each_from(drawn.value, [&](int32_t id) { drawn.rank += row_.logits[id] > drawn.value || id < drawn.token; });
     if (asked_.alternatives < 1) return;
-    scratch_.candidates.gather(
-        row_, {row_.best, 1.0}, row_.reached_by(asked_.alternatives, scratch_.sorted.at_least(size_t(row_.groups()))));
-    for (const Candidate& one : scratch_.candidates.first(std::min<long>(asked_.alternatives, MOST_ALTERNATIVES))) {
+    const long wanted = std::min<long>(asked_.alternatives, MOST_ALTERNATIVES);
+    float least = -std::numeric_limits<float>::max();
+    if (wanted < row_.groups()) least = std::max(least, row_.reached_by(wanted, scratch_.sorted.at_least(size_t(row_.groups()))));
+    found().gather(row_, {row_.best, 1.0}, least);
+    found().first(wanted, [&](const Candidate& one) {
       drawn.tokens[drawn.alternatives] = one.id;
       drawn.values[drawn.alternatives++] = one.value;
-    }
+    });
   }
+
+  Candidates& found() { return scratch_.candidates; }
 
   const DrawRow& asked_;
   DrawScratch& scratch_;
   Row row_;
+  int64_t at_one_ = 0;  // the mass of all tokens at temperature 1, once it is known
 };
 
 }  // namespace segue

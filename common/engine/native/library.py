@@ -108,7 +108,19 @@ class NativeLibrary:
         functions.segue_step.argtypes = (c_void_p, POINTER(ModelStruct), POINTER(BatchStruct))
         functions.segue_draw.argtypes = (c_void_p, c_void_p, c_long, c_long, POINTER(c_void_p), c_void_p, c_long)
         functions.segue_score.argtypes = (c_void_p, c_void_p, c_long, c_long, c_void_p, c_long, c_void_p, c_long)
-        for name in ("packed_free", "engine_free", "gemm", "attention", "norm", "rotate", "gate", "exponential", "step", "draw", "score"):
+        for name in (
+            "packed_free",
+            "engine_free",
+            "gemm",
+            "attention",
+            "norm",
+            "rotate",
+            "gate",
+            "exponential",
+            "step",
+            "draw",
+            "score",
+        ):
             getattr(functions, f"segue_{name}").restype = None
         self.variant = functions.segue_variant().decode()
 
