@@ -35,6 +35,7 @@ class RealMesh:
     name: str
     client: LiveMesh | None = None
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    commands: dict[str, Sequence[str]] = field(default_factory=dict)
     gateways: dict[str, str] = field(default_factory=dict)
     """Name → URL."""
 
@@ -71,7 +72,15 @@ class RealMesh:
                         assert process.poll() is None, f"{process_name} ended: {self.log(process_name)}"
                     await asyncio.wait([waiting], timeout=0.2)
 
+    async def restart(self, name: str) -> None:
+        """SIGTERM, a clean end, and the same command again."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, READY_TIMEOUT_S) == 0, self.log(name)[-3000:]
+        self._start(name, self.commands[name])
+
     def _start(self, name: str, command: Sequence[str]) -> None:
+        self.commands[name] = command
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
