@@ -14,15 +14,16 @@ from common.mesh.gateway import GatewayCore
 from common.mesh.gateway_effects import Accepted, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
 from common.mesh.worker_effects import AnnounceSuspect, SendNotices, SendTokens, WorkerEffect
 from common.protocol.messages import Cancel, FrameEntry, SequenceNotice, Snapshot, TokenFrame, decode_inbox, decode_token_frame, encode
+from common.simulation.random_requests import draw_prompt
+from common.simulation.shadow_kv import logprob_of, reference
 from common.values.errors import BrokerUnavailable, NeverFits, Overloaded, RequestFailed, Unavailable
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.worker import Role, WorkerSnapshot
 from tests.gateway_mail import Answer, Client, Mailbox, Question, ToGateway, ToWorker
 from tests.handoff_node import BLOCK, MAX_MODEL_LEN, Node
-from tests.handoff_requests import draw_prompt, draw_sampling
+from tests.handoff_requests import draw_sampling
 from tests.handoff_world import HandoffWorld, Weather
-from tests.shadow_kv import logprob_of, reference
 
 MODEL = ModelKey("m", "1")
 FINGERPRINT = Fingerprint(weights="w", dtype="float32", layout=KvLayout(layers=1, kv_heads=1, head_dim=1, block_size=BLOCK))

@@ -10,9 +10,9 @@ from common.mesh.worker_effects import AnnounceSuspect, PullBlocks, SealBlocks
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
 from common.protocol.messages import Cancel, Dispatch
+from common.simulation.shadow_kv import EOS, VOCABULARY, ShadowKv, ShadowStep
 from common.values.ids import ReservationId, SequenceKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
-from tests.shadow_kv import EOS, VOCABULARY, ShadowKv, ShadowStep
 
 BLOCK = 4
 MAX_MODEL_LEN = 36

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from random import Random
 
 from common.protocol.messages import Cancel, ChoiceState, Dispatch, pack_ids
+from common.simulation.shadow_kv import reference
 from common.values.ids import ModelKey, WorkerId
 from common.values.sampling import SamplingParameters
 from common.values.tokens import Ending, NewTokens
 from tests.handoff_node import MAX_MODEL_LEN
-from tests.shadow_kv import reference
 
 
 @dataclass(slots=True)
@@ -106,13 +106,6 @@ def make_request(request_id: str, prompt: tuple[int, ...], sampling: SamplingPar
         sampling=sampling,
         choices={n: Choice(expected=tokens, expected_ending=ending) for n, (tokens, ending) in enumerate(expected)},
     )
-
-
-def draw_prompt(random: Random, known: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Often with a prefix of one that was there before."""
-    old = random.choice([(), *known])
-    cut = random.choice([0, len(old), random.randint(0, len(old))])
-    return (*old[:cut], *random.choices(range(3), k=random.randint(cut == 0, random.choice([2, 16]))))[:22]
 
 
 def draw_sampling(random: Random) -> SamplingParameters:

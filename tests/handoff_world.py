@@ -30,12 +30,13 @@ from common.protocol.messages import (
     decode_control,
     encode,
 )
+from common.simulation.random_requests import draw_prompt
+from common.simulation.shadow_kv import pull_outcome
 from common.values.ids import RequestId, SequenceKey, WorkerId
 from common.values.sampling import SamplingParameters
 from common.values.transfer import PullOutcome
 from tests.handoff_node import Link, Node
-from tests.handoff_requests import Request, draw_prompt, draw_sampling, make_request
-from tests.shadow_kv import pull_outcome
+from tests.handoff_requests import Request, draw_sampling, make_request
 
 FAILURES: tuple[PullOutcome, ...] = ("generation", "checksum", "lost", "refused")
 

@@ -12,11 +12,11 @@ from common.mesh.sequence import Phase
 from common.mesh.sequence_engine import SequenceEngine
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
+from common.simulation.shadow_kv import EOS, FAULTY_SEED, ShadowKv, ShadowStep, chain, logprob_of, reference
 from common.values.ids import RequestId, SequenceKey
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.sampling import SamplingParameters
 from common.values.tokens import Ending, NewTokens
-from tests.shadow_kv import EOS, FAULTY_SEED, ShadowKv, ShadowStep, chain, logprob_of, reference
 
 BLOCK = 4
 MAX_MODEL_LEN = 40

@@ -220,6 +220,7 @@ class WorkerCore:
                 sequence.suspect = True
                 self._engine.make_suspect(sequence.key)
         self._settle(settled, now)
+        self.desk.serve_queue()
 
     def on_control(self, peer: WorkerId, message: ControlMessage, now: float) -> None:
         self.desk.count_handled(peer)
@@ -242,6 +243,7 @@ class WorkerCore:
             case ForwardedCancel():
                 cancel = Cancel(request_id=message.request_id, attempt=message.attempt, choices=[message.choice])
                 self.on_cancel(cancel, now)
+        self.desk.serve_queue()
 
     def on_pulled(self, ticket: int, outcomes: Sequence[PullOutcome], now: float) -> None:
         self._settle(self.desk.pulled(ticket, outcomes), now)

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from common.mesh.engine_values import Preempted, SequenceJob
 from common.mesh.sequence_engine import SequenceEngine
+from common.simulation.shadow_kv import ShadowKv, ShadowStep
 from common.values.ids import RequestId, SequenceKey
 from common.values.sampling import SamplingParameters
 from tests.sequence_driver import BLOCK, Driver, make_engine
-from tests.shadow_kv import ShadowKv, ShadowStep
 
 
 @settings(max_examples=250, deadline=None)

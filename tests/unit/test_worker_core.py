@@ -10,11 +10,11 @@ from common.mesh.worker_effects import SendControl
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
 from common.protocol.messages import Cancel, ChoiceState, Dispatch, Held, Offer, Refuse, ReplayItem, pack_ids
+from common.simulation.shadow_kv import EOS, ShadowKv, ShadowStep
 from common.values.ids import ModelKey, RequestId, SequenceKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.sampling import SamplingParameters
 from tests.handoff_node import Node
-from tests.shadow_kv import EOS, ShadowKv, ShadowStep
 
 KEY = SequenceKey(RequestId("r"), 0)
 

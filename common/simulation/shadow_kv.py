@@ -1,6 +1,6 @@
 """A KV pool and a step engine without tensors: every slot remembers the prefix from which it was computed.
 
-A step asserts that each position which it reads through the block table holds the KV of this very sequence, so wrong
+A step checks that each position which it reads through the block table holds the KV of this very sequence, so wrong
 sharing, early frees and writes into foreign blocks show themselves at the next read. The next token is a function of all
 tokens so far, the choice and the seed; `reference` says what a sequence makes alone.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.mesh.sequence_engine import STEPS_AHEAD
+from common.values.errors import InvariantBroken
 from common.values.sampling import SamplingParameters
 from common.values.step import RowResult, SequenceStart, StepPlan, StepResult, StepRow
 from common.values.tokens import Ending, PositionLogprobs
@@ -74,6 +75,16 @@ class ShadowKv:
     def copy_from(self, other: "ShadowKv", source: int, landing: int) -> None:
         self._slots[landing] = list(other._slots[source])
 
+    def copy_slots(self, other: "ShadowKv", source: int, landing: int, slots: slice) -> None:
+        """A part of a block: copies take time, and the source may change meanwhile."""
+        self._slots[landing][slots] = other._slots[source][slots]
+
+    def content(self, block: int) -> list[int | None]:
+        return list(self._slots[block])
+
+    def write_block(self, block: int, content: list[int | None]) -> None:
+        self._slots[block] = list(content)
+
     def spoil(self, block: int) -> None:
         """A copy that went wrong left something there."""
         self._slots[block] = [-1] * self.block_size
@@ -105,7 +116,7 @@ class ShadowStep:
         return len(self._known)
 
     def submit(self, plan: StepPlan) -> None:
-        assert len(self._plans) < STEPS_AHEAD
+        _require(len(self._plans) < STEPS_AHEAD, "too many steps under way")
         self._plans.append((plan, {b: self._kv.generations[b] for row in plan.rows for b in row.blocks}))
 
     def perform(self) -> StepResult:
@@ -113,11 +124,11 @@ class ShadowStep:
         for handle in plan.ends:
             del self._known[handle]
         for start in plan.starts:
-            assert start.handle not in self._used, "a handle is used once"
+            _require(start.handle not in self._used, "a handle is used once")
             self._used.add(start.handle)
             self._known[start.handle] = _Known(start, list(start.tokens))
         for block, generation in generations.items():
-            assert self._kv.generations[block] == generation, "a block of a running step was given to somebody else"
+            _require(self._kv.generations[block] == generation, "a block of a running step was given to somebody else")
         chains = [self._check_row(row) for row in plan.rows]
         self._check_writes(plan.rows)
         return StepResult(number=plan.number, rows=tuple(map(self._compute, plan.rows, chains)), duration_s=0.0)
@@ -126,14 +137,14 @@ class ShadowStep:
         tokens = self._known[row.handle].tokens
         if row.handle in self._faulty:
             return []
-        assert row.count >= 1
-        assert row.start + row.count <= len(tokens)
-        assert row.sample == (row.start + row.count == len(tokens))
-        assert len(row.blocks) == len(set(row.blocks))
-        assert row.start + row.count <= len(row.blocks) * self._kv.block_size, "the block table is too short"
+        _require(row.count >= 1 and row.start + row.count <= len(tokens), "a row computes nothing, or more than there is")
+        _require(row.sample == (row.start + row.count == len(tokens)), "a row samples too early, or too late")
+        _require(len(row.blocks) == len(set(row.blocks)), "a block stands twice in a block table")
+        _require(row.start + row.count <= len(row.blocks) * self._kv.block_size, "the block table is too short")
         values = chain(tokens)
         for position in range(row.start):
-            assert self._kv.read(row.blocks, position) == values[position], f"position {position} holds another content"
+            if self._kv.read(row.blocks, position) != values[position]:
+                raise InvariantBroken(f"position {position} holds another content")
         return values
 
     def _check_writes(self, rows: tuple[StepRow, ...]) -> None:
@@ -141,7 +152,7 @@ class ShadowStep:
         for row in rows:
             written = set(row.blocks[row.start // size : -(-(row.start + row.count) // size)])
             others = {block for other in rows if other is not row for block in other.blocks}
-            assert not written & others, "a step writes into a block that another of its rows uses"
+            _require(not written & others, "a step writes into a block that another of its rows uses")
 
     def _compute(self, row: StepRow, values: list[int]) -> RowResult:
         known = self._known[row.handle]
@@ -181,3 +192,8 @@ def pull_outcome(
     if peer.generations[source] != generation:
         return "generation"
     return "copied" if mine.checksum(landing) == checksum else "checksum"
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise InvariantBroken(what)

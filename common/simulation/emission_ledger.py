@@ -1,0 +1,39 @@
+"""Who emitted what, seen from outside: within an attempt each index leaves once, whoever emits; nothing leaves a worker
+after it has handled the cancel."""
+
+from collections.abc import Iterable
+
+from common.protocol.messages import Cancel, FrameEntry
+from common.values.errors import InvariantBroken
+from common.values.ids import WorkerId
+
+_Stream = tuple[str, int, int]
+
+
+class EmissionLedger:
+    """One per world. Not `exact`: a dispatch that arrives twice may run twice, and its tokens then leave twice."""
+
+    def __init__(self, *, exact: bool) -> None:
+        self._exact = exact
+        self._next: dict[_Stream, int] = {}
+        self._cancelled: dict[tuple[WorkerId, int, str], dict[int | None, int]] = {}
+
+    def cancelled(self, worker: WorkerId, life: int, cancel: Cancel) -> None:
+        floors = self._cancelled.setdefault((worker, life, cancel.request_id), {})
+        for choice in (None,) if cancel.choices is None else cancel.choices:
+            floors[choice] = max(cancel.attempt, floors.get(choice, 0))
+
+    def emitted(self, worker: WorkerId, life: int, entries: Iterable[FrameEntry]) -> None:
+        for entry in entries:
+            floors = self._cancelled.get((worker, life, entry.request_id), {})
+            if entry.attempt <= max(floors.get(None, 0), floors.get(entry.choice, 0)):
+                raise InvariantBroken(f"{worker} emits {entry.request_id} after it was cancelled there")
+            if self._exact:
+                self._check_once(worker, entry)
+
+    def _check_once(self, worker: WorkerId, entry: FrameEntry) -> None:
+        stream = (entry.request_id, entry.choice, entry.attempt)
+        following = self._next.get(stream, entry.new.first)
+        if entry.new.first != following:
+            raise InvariantBroken(f"{worker} emits index {entry.new.first} of {stream}, {following} is next")
+        self._next[stream] = following + len(entry.new.tokens)

@@ -1,0 +1,348 @@
+"""A worker of the simulated mesh: the real core and sequence engine in a process that can freeze, die and start again.
+
+It does what the worker's shell does, in virtual time: steps, seals and copies take their time, snapshots are sent on change,
+ticks come every second. Tokens come from the shadow engine, which sees every wrong block.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from functools import partial
+from typing import Protocol
+
+from common.mesh.owner_watch import OwnerWatch
+from common.mesh.sequence_engine import SequenceEngine
+from common.mesh.worker import WorkerCore, WorkerLimits
+from common.mesh.worker_effects import (
+    GrantBlocks,
+    ObserveHandoff,
+    PullBlocks,
+    RevokeGrant,
+    SealBlocks,
+    SendControl,
+    SendTokens,
+    WorkerEffect,
+)
+from common.policy.batching import StepLimits
+from common.policy.block_pool import BlockPool
+from common.protocol.messages import Cancel, Dispatch, DispatchReply, ReadyBlock, ReplayEntry, ReplayItem, Snapshot, TokenFrame
+from common.simulation.emission_ledger import EmissionLedger
+from common.simulation.schedule import Action
+from common.simulation.shadow_kv import EOS, VOCABULARY, ShadowKv, ShadowStep
+from common.simulation.simulated_connections import Connection, SimulatedConnections
+from common.simulation.simulated_copies import SimulatedPull, check_landing
+from common.simulation.simulated_peers import SimulatedPeers
+from common.simulation.simulated_process import SimulatedProcess
+from common.simulation.surroundings import Surroundings
+from common.simulation.worker_shape import BLOCK, FINGERPRINT, MODEL, WorkerShape
+from common.values.errors import InvariantBroken
+from common.values.ids import GatewayId, Incarnation, ReservationId, WorkerId
+from common.values.transfer import PullOutcome
+from common.values.worker import WorkerSnapshot, WorkerState
+
+TICK_S = 1.0
+SNAPSHOT_MOST_S = 0.5
+SETTLE_S = 0.6
+DRAIN_S = 10.0
+PAGE_NAMES = 8
+
+
+class WorkersWorld(Protocol):
+    """What a worker needs of the mesh around it: who is there, and ways to reach them."""
+
+    @property
+    def around(self) -> Surroundings: ...
+    @property
+    def network(self) -> SimulatedConnections: ...
+    @property
+    def ledger(self) -> EmissionLedger: ...
+    @property
+    def workers(self) -> dict[WorkerId, "SimulatedWorker"]: ...
+    def publish_frame(self, worker: "SimulatedWorker", gateway: GatewayId, frame: TokenFrame) -> None: ...
+    def announce(self, worker: "SimulatedWorker", snapshot: Snapshot) -> None: ...
+    def broker_answers(self, worker: "SimulatedWorker") -> bool: ...
+
+
+class SimulatedWorker:
+    def __init__(self, worker: WorkerId, shape: WorkerShape, world: WorkersWorld) -> None:
+        self.worker = worker
+        self.shape = shape
+        self.process = SimulatedProcess(worker, world.around)
+        self._world = world
+        self._around = world.around
+        world.network.add(worker, self)
+        self._begin("ready")
+
+    # ------------------------------------------------------------------ lives
+
+    def _begin(self, state: WorkerState) -> None:
+        shape = self.shape
+        self.kv = ShadowKv(shape.blocks, BLOCK)
+        self.pool = BlockPool(shape.blocks, self.kv.generations)
+        self.engine = SequenceEngine(
+            fingerprint=FINGERPRINT,
+            pool=self.pool,
+            limits=StepLimits(max_tokens=shape.budget, max_sequences=shape.sequences),
+            max_model_len=shape.max_model_len,
+            eos_token_ids=EOS,
+            max_waiting=shape.waiting,
+        )
+        self.core = WorkerCore(
+            worker=self.worker,
+            engine=self.engine,
+            block_size=BLOCK,
+            limits=WorkerLimits(max_model_len=shape.max_model_len, vocab_size=VOCABULARY, offer_patience_s=2.0),
+            make_reservation=lambda: ReservationId(self._around.random.randbytes(16)),
+        )
+        self.peers = SimulatedPeers(self.worker, self.process, self._world.network, self.core, self._identity_of, self._after_event)
+        self.grants: dict[ReservationId, dict[int, int]] = {}
+        self.pulls: list[SimulatedPull] = []
+        self._step = ShadowStep(self.kv)
+        self._stepping = False
+        self._seals: deque[SealBlocks] = deque()
+        self._state: WorkerState = state
+        self._numbers = 0
+        self._snapshot_due = False
+        self._owners = OwnerWatch()
+        self._watched_at = self._around.now
+        self._say_snapshot()
+        self.process.after(TICK_S * self._around.random.random(), "tick", self._tick)
+        if state == "loading":
+            self.process.after(SETTLE_S, "timer", self._become_ready)
+
+    def _become_ready(self) -> None:
+        self._state = "ready"
+        self._say_snapshot()
+
+    def _identity_of(self, worker: WorkerId) -> tuple[Incarnation, ShadowKv]:
+        other = self._world.workers[worker]
+        return other.incarnation, other.kv
+
+    @property
+    def incarnation(self) -> Incarnation:
+        return Incarnation(str(self.process.life))
+
+    def die(self) -> None:
+        """SIGKILL: connections end at once, and so do copies that the process served."""
+        self.process.die()
+        for connection in self._world.network.of(self.worker):
+            self._world.network.end(connection, by=self.worker)
+        for other in self._world.workers.values():
+            for pull in other.pulls:
+                if pull.source is self and not pull.mapped:
+                    pull.process.after(0.001, "copy", pull.give_up)
+
+    def start_again(self) -> None:
+        self.process.start_again()
+        self._begin("loading")
+
+    def drain(self, gone: Action) -> None:
+        """SIGTERM: no new work, then a farewell, whatever runs at the deadline; `gone` once the process has ended."""
+        self.core.drain()
+        self._state = "draining"
+        self._say_snapshot()
+        self._go_when_idle(self._around.now + DRAIN_S, gone)
+
+    def _go_when_idle(self, deadline: float, gone: Action) -> None:
+        if not self.core.idle and self._around.now < deadline:
+            self.process.after(0.02, "timer", partial(self._go_when_idle, deadline, gone))
+            return
+        self._around.counts["drained" if self.core.idle else "drain_cut_short"] += 1
+        self._world.announce(self, Snapshot(snapshot=self._snapshot(), gone=True))
+        self.die()
+        gone()
+
+    # ------------------------------------------------------------------ what arrives
+
+    def on_dispatch(self, dispatch: Dispatch) -> DispatchReply:
+        reply = self.core.on_dispatch(dispatch, self._around.now)
+        self._around.counts[f"dispatch_{reply.verdict}"] += 1
+        self._after_event()
+        return reply
+
+    def on_replay(self, items: Iterable[ReplayItem], gateway: str, incarnation: str) -> list[ReplayEntry]:
+        return self.core.on_replay(items, gateway, incarnation)
+
+    def on_tell_cache(self) -> None:
+        self.core.prefix_log.restart()
+        self._after_event()
+
+    def on_gateway_beat(self, gateway: GatewayId, incarnation: Incarnation) -> None:
+        self._owners.beat(gateway, incarnation, self._around.now)
+
+    def on_cancel(self, cancel: Cancel) -> None:
+        self._world.ledger.cancelled(self.worker, self.process.life, cancel)
+        self.core.on_cancel(cancel, self._around.now)
+        self._after_event()
+
+    def on_snapshot(self, snapshot: Snapshot) -> None:
+        if not snapshot.gone:
+            self.peers.announced(snapshot.snapshot)
+
+    def on_connected(self, connection: Connection) -> None:
+        self.peers.on_connected(connection)
+
+    def on_payload(self, connection: Connection, payload: bytes) -> None:
+        self.peers.on_payload(connection, payload)
+
+    def on_connection_end(self, connection: Connection) -> None:
+        self.peers.on_connection_end(connection)
+
+    # ------------------------------------------------------------------ loops
+
+    def _tick(self) -> None:
+        self.process.after(TICK_S, "tick", self._tick)
+        self.core.on_tick(self._around.now)
+        self.peers.drop_silent()
+        self.core.check_invariants()
+        self._after_event(changed=False)
+        self._watch_owners()
+
+    def _watch_owners(self) -> None:
+        """Silence of gateways counts only while our broker answers, and we were awake."""
+        now = self._around.now
+        late, self._watched_at = now - self._watched_at > 2 * TICK_S, now
+        if late or not self._world.broker_answers(self):
+            self._owners.refresh(now)
+            return
+        for owner in self._owners.lost(self.core.owners(), now):
+            self._around.counts["owner_lost"] += 1
+            self.core.on_owner_lost(owner, now)
+            self._after_event()
+
+    def _say_snapshot(self) -> None:
+        self._world.announce(self, Snapshot(snapshot=self._snapshot(), cache=self.core.prefix_log.take(PAGE_NAMES)))
+        self.process.after(SNAPSHOT_MOST_S, "snapshot", partial(self._say_if_quiet, self._numbers))
+
+    def _say_if_quiet(self, number: int) -> None:
+        if self._numbers == number:
+            self._say_snapshot()
+
+    def _say_soon(self) -> None:
+        self._snapshot_due = False
+        self._say_snapshot()
+
+    def _run_steps(self) -> None:
+        """Steps run one after another; the next may be planned while one is under way."""
+        while (plan := self.core.plan()) is not None:
+            self._around.counts["steps"] += 1
+            self._step.submit(plan)
+        if self._step.busy and not self._stepping:
+            self._stepping = True
+            self.process.after(self._around.takes(self._around.strength.step_s), "step", self._end_step)
+
+    def _end_step(self) -> None:
+        self._stepping = False
+        self.core.on_step(self._step.perform(), self._around.now)
+        self.core.check_invariants()
+        self._after_event()
+
+    def _start_seal(self) -> None:
+        if self._seals:
+            self.process.after(self._around.takes(self._around.strength.seal_s), "seal", self._end_seal)
+
+    def _end_seal(self) -> None:
+        seal = self._seals.popleft()
+        blocks = []
+        for filled in seal.blocks:
+            if self.kv.generations[filled.block] != filled.generation:
+                raise InvariantBroken("a block was given away while it was sealed")
+            checksum = self.kv.seal(filled.block, filled.valid)
+            blocks.append(ReadyBlock(index=filled.index, block=filled.block, generation=filled.generation, checksum=checksum))
+        self.core.on_sealed(seal.ticket, blocks, self._around.now)
+        self._after_event()
+        self._start_seal()
+
+    # ------------------------------------------------------------------ effects
+
+    def _after_event(self, *, changed: bool = True) -> None:
+        for effect in self.core.take_effects():
+            self._perform(effect)
+        self._run_steps()
+        if changed and not self._snapshot_due:
+            self._snapshot_due = True
+            self.process.after(self._around.strength.snapshot_s, "snapshot", self._say_soon)
+
+    def _perform(self, effect: WorkerEffect) -> None:
+        match effect:
+            case SendTokens():
+                self._world.ledger.emitted(self.worker, self.process.life, effect.entries)
+                frame = TokenFrame(worker=self.worker, incarnation=self.incarnation, entries=list(effect.entries))
+                self._world.publish_frame(self, effect.gateway, frame)
+            case SendControl():
+                self.peers.send(effect.peer, effect.message)
+            case SealBlocks():
+                self._seals.append(effect)
+                if len(self._seals) == 1:
+                    self._start_seal()
+            case PullBlocks():
+                self._pull(effect)
+            case GrantBlocks():
+                self.grants.setdefault(effect.reservation, {}).update(effect.blocks)
+            case RevokeGrant():
+                self.grants.pop(effect.reservation, None)
+            case ObserveHandoff():
+                self._around.counts["handoffs"] += 1
+
+    def _pull(self, effect: PullBlocks) -> None:
+        link = self.peers.link(effect.peer)
+        landing = {block.landing_block: self.kv.generations[block.landing_block] for block in effect.blocks}
+        if link is None:
+            outcomes: list[PullOutcome] = ["lost"] * len(effect.blocks)
+            self.process.after(0.0, "copy", partial(self._pulled, None, effect, landing, outcomes))
+            return
+        connection, source_kv = link
+        pull = SimulatedPull(
+            around=self._around,
+            process=self.process,
+            effect=effect,
+            kv=self.kv,
+            source=self._world.workers[effect.peer],
+            source_kv=source_kv,
+            mapped=connection.tier == "shm",
+            life=self.process.life,
+            done=lambda outcomes: self._pulled(pull, effect, landing, outcomes),
+        )
+        self.pulls.append(pull)
+        pull.start()
+
+    def _pulled(
+        self, pull: SimulatedPull | None, effect: PullBlocks, generations: dict[int, int], outcomes: list[PullOutcome]
+    ) -> None:
+        if pull is not None:
+            self.pulls.remove(pull)
+        check_landing(self.kv, effect, generations)
+        self._around.note(self.worker, f"pulled {outcomes}")
+        self.core.on_pulled(effect.ticket, outcomes, self._around.now)
+        self._after_event()
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing of any request is left to do here."""
+        return self.process.awake and self.core.idle and not (self._seals or self.pulls or self._step.busy)
+
+    def _snapshot(self) -> WorkerSnapshot:
+        self._numbers += 1
+        load, shape = self.core.load(), self.shape
+        return WorkerSnapshot(
+            worker=self.worker,
+            incarnation=self.incarnation,
+            model=MODEL,
+            role=shape.role,
+            state=self._state,
+            sequence_number=self._numbers,
+            control_host="",
+            control_port=0,
+            fingerprint=FINGERPRINT,
+            max_model_len=shape.max_model_len,
+            max_num_seqs=shape.sequences,
+            blocks_total=load.blocks_total,
+            blocks_free=load.blocks_free,
+            blocks_cached=load.blocks_cached,
+            waiting=load.waiting + self.core.desk.offers_queued,
+            running=load.running + load.held,
+            queued_tokens=load.queued_tokens,
+            seconds_per_step=self._around.strength.step_s,
+            peers=self.peers.joined(),
+        )

@@ -1,0 +1,69 @@
+"""Laws of a whole mesh once it is quiet: nothing is held, nobody waits, and what failed had a cause that really was there."""
+
+from typing import TYPE_CHECKING
+
+from common.simulation.simulated_client import SimulatedClient
+from common.simulation.worker_shape import BLOCK
+from common.values.errors import (
+    BrokerUnavailable,
+    InvariantBroken,
+    NeverFits,
+    Overloaded,
+    RequestFailed,
+    StoreUnavailable,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from common.simulation.mesh_world import MeshWorld
+
+
+def check_end(world: "MeshWorld") -> None:
+    for client in world.clients:
+        _require(client.over, f"{client.request_id} has no end")
+    for worker in world.workers.values():
+        worker.core.check_invariants()
+        _require(worker.pool.held == 0, f"{worker.worker} still holds {worker.pool.held} blocks")
+        _require(not worker.grants, f"{worker.worker} still grants blocks")
+        _require(worker.core.desk.offers_queued == 0, f"{worker.worker} still queues offers")
+    for gateway in world.gateways.values():
+        _require(gateway.core.active == 0, f"{gateway.gateway} still follows requests")
+
+
+def check_failures(world: "MeshWorld") -> None:
+    for client in world.clients:
+        if client.error is not None and not _has_cause(world, client):
+            raise InvariantBroken(f"{client.request_id} failed without a cause: {client.error!r}")
+
+
+def _has_cause(world: "MeshWorld", client: SimulatedClient) -> bool:
+    """What was accepted survives any single fault; a new request may be turned away while something is broken."""
+    strength, counts = world.strength, world.around.counts
+    several = strength.single_faults > 1 or strength.message_loss > 0.0
+    match client.error:
+        case RequestFailed(code="deadline_exceeded"):
+            return client.deadline is not None
+        case RequestFailed(code="worker_lost"):
+            return several
+        case NeverFits():
+            return _fits_not_everywhere(world, client)
+        case Overloaded():
+            return not client.accepted and counts["dispatch_full"] > 0
+        case BrokerUnavailable():
+            return not client.accepted and counts["outage"] + counts["partition"] > 0
+        case StoreUnavailable():
+            return not client.accepted and counts["store_outage"] > 0
+        case Unavailable():
+            return several
+        case _:
+            return False
+
+
+def _fits_not_everywhere(world: "MeshWorld", client: SimulatedClient) -> bool:
+    positions = min(len(client.prompt) + client.sampling.max_tokens, world.length.max_model_len)
+    return -(-positions // BLOCK) > min(worker.shape.blocks for worker in world.workers.values())
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise InvariantBroken(what)

@@ -1,0 +1,199 @@
+"""Bugs that the simulation must find: each takes one rule out of the product's code, as a careless change would.
+
+A bug is a list of (owner, name of a method, what stands there instead); `planted` puts it in and takes it out again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from common.mesh.cancel_memory import CancelMemory
+from common.mesh.gateway import GatewayCore
+from common.mesh.handoff_desk import HandoffDesk
+from common.mesh.worker import WorkerCore
+from common.policy.block_pool import BlockPool
+from common.protocol.attempt_floor import AttemptFloors
+from common.protocol.handoff_receiver import Receiver
+from common.protocol.handoff_sender import BEFORE_LAST, Sender, SenderState, Sending
+from common.protocol.messages import Withdraw
+from common.protocol.token_log import SequenceLog
+from common.protocol.token_stream import TokenStream
+from common.simulation.fault_strength import FaultStrength
+from common.simulation.simulated_copies import SimulatedPull
+
+Change = tuple[type, str, Callable[..., Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bug:
+    """`law` is a part of what the simulation says once it has found the bug, in the words of one of its laws. Bugs that need
+    rare weather are looked for in that weather."""
+
+    name: str
+    changes: tuple[Change, ...]
+    law: str
+    weather: FaultStrength | None = None
+
+
+@contextmanager
+def planted(bug: Bug) -> Iterator[None]:
+    before = [(owner, name, vars(owner)[name]) for owner, name, _ in bug.changes]
+    for owner, name, instead in bug.changes:
+        setattr(owner, name, instead)
+    try:
+        yield
+    finally:
+        for owner, name, original in before:
+            setattr(owner, name, original)
+
+
+def _accept_any_attempt() -> Change:
+    original = TokenStream.accept
+    return (TokenStream, "accept", lambda stream, attempt, new: original(stream, stream.attempt, new))
+
+
+def _take_frames_of_any_attempt() -> Change:
+    """The gateway reads each entry as if it were of the present attempt."""
+    original = GatewayCore.on_frame
+
+    def on_frame(core: GatewayCore, frame: Any, now: float) -> None:
+        entries = []
+        for entry in frame.entries:
+            request = core._requests.get(entry.request_id)
+            entries.append(entry if request is None else msgspec.structs.replace(entry, attempt=request.attempt))
+        original(core, msgspec.structs.replace(frame, entries=entries), now)
+
+    return (GatewayCore, "on_frame", on_frame)
+
+
+def _keep_after_last(sender: Sender) -> Sending:
+    """The right to emit went with LAST; this sender takes it back when the connection ends."""
+    if sender.state in BEFORE_LAST or sender.state is SenderState.LAST_SENT:
+        return sender._finish(SenderState.KEPT)
+    return Sending()
+
+
+def _every_copy_is_good() -> Change:
+    original = Receiver.on_pulled
+    return (Receiver, "on_pulled", lambda receiver, blocks, outcomes: original(receiver, blocks, ["copied"] * len(blocks)))
+
+
+def _ignore_withdraw() -> Change:
+    original = HandoffDesk.sender_message
+
+    def sender_message(desk: HandoffDesk, peer: Any, message: Any, sequence: Any) -> Any:
+        return [] if isinstance(message, Withdraw) else original(desk, peer, message, sequence)
+
+    return (HandoffDesk, "sender_message", sender_message)
+
+
+def _skip_a_token() -> Change:
+    original = SequenceLog.since
+    return (SequenceLog, "since", lambda log, index: original(log, index + 1))
+
+
+def _release_under_a_copy(desk: HandoffDesk, sequence: Any, receiver: Any) -> Any:
+    sequence.receiver = None
+    desk._engine.release(sequence.key)
+    return [(sequence, "released")]
+
+
+def _settle_without_revoking() -> Change:
+    original = HandoffDesk._sender_settled
+
+    def sender_settled(desk: HandoffDesk, sequence: Any, outcome: Any) -> Any:
+        if sequence.sender is not None:
+            sequence.sender.reservation = None
+        return original(desk, sequence, outcome)
+
+    return (HandoffDesk, "_sender_settled", sender_settled)
+
+
+def _read_replays(change: Callable[[Any], Any]) -> Change:
+    original = GatewayCore._on_replay_entry
+
+    def on_replay_entry(core: GatewayCore, request: Any, worker: Any, entry: Any, now: float) -> None:
+        changed = change(entry)
+        if changed is not None:
+            original(core, request, worker, changed, now)
+
+    return (GatewayCore, "_on_replay_entry", on_replay_entry)
+
+
+def _share_what_is_free() -> Change:
+    """Blocks are given away twice: the pool forgets that the last one is taken."""
+    original = BlockPool.allocate
+
+    def allocate(pool: BlockPool, count: int) -> list[int]:
+        blocks = original(pool, count)
+        if len(blocks) > 1:
+            pool._references[blocks[-1]] = 0
+            pool._free.append(blocks[-1])
+        return blocks
+
+    return (BlockPool, "allocate", allocate)
+
+
+def _forget_the_list_rule(desk: HandoffDesk, peer: Any, held: Any, sequences: Any) -> Sequence[Any]:
+    return []
+
+
+def _ignore_cancels_of_the_running(core: WorkerCore, cancel: Any, now: float) -> None:
+    core._floors.cancel(cancel.request_id, cancel.attempt, cancel.choices, now)
+
+
+BUGS = (
+    Bug(
+        name="no attempt filter",
+        changes=(_accept_any_attempt(), _take_frames_of_any_attempt()),
+        law="tokens of a dead attempt",
+        weather=FaultStrength(freezes=3, partitions=3, outages=2, message_loss=0.05, step_s=0.05, message_delay_s=0.02),
+    ),
+    Bug(
+        name="no tombstone",
+        changes=((AttemptFloors, "is_stale", lambda floors, key, attempt: False),),
+        law="after it was cancelled there",
+        weather=FaultStrength(leaving=1.0, message_delay_s=0.05, message_twice=0.3, step_s=0.02, copy_s=0.02),
+    ),
+    Bug(
+        name="no generation check, no checksum",
+        changes=((SimulatedPull, "fence_holds", lambda pull, block: True), (SimulatedPull, "sum_holds", lambda pull, block: True)),
+        law="holds another content",
+    ),
+    Bug(name="failed copies count as good", changes=(_every_copy_is_good(),), law="holds another content"),
+    Bug(
+        name="a lost cancel is not repeated",
+        changes=((CancelMemory, "is_due", lambda memory, request, worker, now: False),),
+        law="still runs",
+        weather=FaultStrength(leaving=1.0, message_loss=0.2, outages=2, step_s=0.12),
+    ),
+    Bug(
+        name="a cancel stops nothing",
+        changes=((WorkerCore, "on_cancel", _ignore_cancels_of_the_running),),
+        law="after it was cancelled",
+    ),
+    Bug(name="the sender emits after LAST", changes=((Sender, "on_peer_lost", _keep_after_last),), law="is next"),
+    Bug(
+        name="WITHDRAW leaks the reservation",
+        changes=(_ignore_withdraw(), (HandoffDesk, "held", _forget_the_list_rule)),
+        law="never quiet",
+        weather=FaultStrength(leaving=1.0, message_loss=0.2, step_s=0.03, copy_s=0.1, seal_s=0.03),
+    ),
+    Bug(name="a replay skips a token", changes=(_skip_a_token(),), law="never quiet"),
+    Bug(name="a landing is freed under a copy", changes=((HandoffDesk, "_release", _release_under_a_copy),), law="a "),
+    Bug(name="a grant outlives its hand-off", changes=(_settle_without_revoking(),), law="still grants"),
+    Bug(
+        name="unknown is ignored",
+        changes=(_read_replays(lambda entry: None if entry.state == "unknown" else entry),),
+        law="never quiet",
+    ),
+    Bug(
+        name="moved is not followed",
+        changes=(_read_replays(lambda entry: msgspec.structs.replace(entry, moved_to=None)),),
+        law="never quiet",
+    ),
+    Bug(name="a block has two owners", changes=(_share_what_is_free(),), law=""),
+)
