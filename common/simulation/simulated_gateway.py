@@ -7,7 +7,17 @@ broker where a probe was not answered, ticks while requests run.
 from functools import partial
 
 from common.mesh.gateway import GatewayCore
-from common.mesh.gateway_effects import Accepted, AskCache, Deliver, Ended, GatewayEffect, SendCancel, SendDispatch, SendReplay
+from common.mesh.gateway_effects import (
+    Accepted,
+    AskCache,
+    Deliver,
+    Dropped,
+    Ended,
+    GatewayEffect,
+    SendCancel,
+    SendDispatch,
+    SendReplay,
+)
 from common.protocol.messages import Dispatch, DispatchReply, FrameEntry, ReplayEntry, Snapshot, TokenFrame, decode_inbox, encode
 from common.simulation.simulated_broker import SimulatedBroker
 from common.simulation.simulated_client import SimulatedClient
@@ -138,6 +148,8 @@ class SimulatedGateway:
 
     def _tick(self) -> None:
         self._ticking = False
+        if not self._broker.connected(self.process):
+            self.core.registry.refresh(self._around.now)
         self.core.on_tick(self._around.now)
         self._after_event()
 
@@ -181,6 +193,8 @@ class SimulatedGateway:
             case Deliver():
                 self._around.note(self.gateway, f"delivers {effect.request_id}.{effect.choice} from {effect.new.first}")
                 self.clients[effect.request_id].on_tokens(effect, self._around.now)
+            case Dropped():
+                raise InvariantBroken("a request was given up to another gateway, which nobody asked for")
             case Ended():
                 self._end(effect)
 
@@ -244,19 +258,23 @@ class SimulatedGateway:
             what=f"replay {sorted(asked)}",
         )
 
-    def _replay_answered(self, effect: SendReplay, entries: list[ReplayEntry] | None) -> None:
-        if entries is not None:
+    def _replay_answered(self, effect: SendReplay, answer: tuple[Incarnation, list[ReplayEntry]] | None) -> None:
+        if answer is not None:
+            incarnation, entries = answer
             states = [(entry.request_id, entry.choice, entry.attempt, entry.state) for entry in entries]
             self._around.note(self.gateway, f"replay from {effect.worker}: {states}")
-            self._replay_over(effect, entries, broker_alive=True)
+            self._replay_over(effect, entries, broker_alive=True, incarnation=incarnation)
             return
         alive = self._broker.answers_pings(self.process)
         takes = self._around.takes(self._around.strength.message_delay_s) if alive else PING_TIMEOUT_S
         self.process.after(takes, "ping", partial(self._replay_over, effect, None, broker_alive=alive))
 
-    def _replay_over(self, effect: SendReplay, entries: list[ReplayEntry] | None, *, broker_alive: bool) -> None:
+    def _replay_over(
+        self, effect: SendReplay, entries: list[ReplayEntry] | None, *, broker_alive: bool, incarnation: Incarnation | None = None
+    ) -> None:
         self._asked -= {(item.request_id, item.attempt, item.choice) for item in effect.items}
-        self.core.on_replay_answer(effect.worker, effect.items, entries, self._around.now, broker_alive=broker_alive)
+        now = self._around.now
+        self.core.on_replay_answer(effect.worker, effect.items, entries, now, broker_alive=broker_alive, incarnation=incarnation)
         self._after_event()
 
     def _end(self, effect: Ended) -> None:

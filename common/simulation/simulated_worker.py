@@ -13,18 +13,30 @@ from common.mesh.owner_watch import OwnerWatch
 from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.worker import WorkerCore, WorkerLimits
 from common.mesh.worker_effects import (
+    AnnounceSuspect,
     GrantBlocks,
     ObserveHandoff,
     PullBlocks,
     RevokeGrant,
     SealBlocks,
     SendControl,
+    SendNotices,
     SendTokens,
     WorkerEffect,
 )
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
-from common.protocol.messages import Cancel, Dispatch, DispatchReply, ReadyBlock, ReplayEntry, ReplayItem, Snapshot, TokenFrame
+from common.protocol.messages import (
+    Cancel,
+    Dispatch,
+    DispatchReply,
+    ReadyBlock,
+    ReplayEntry,
+    ReplayItem,
+    SequenceNotice,
+    Snapshot,
+    TokenFrame,
+)
 from common.simulation.emission_ledger import EmissionLedger
 from common.simulation.schedule import Action
 from common.simulation.shadow_kv import EOS, VOCABULARY, ShadowKv, ShadowStep
@@ -44,6 +56,7 @@ SNAPSHOT_MOST_S = 0.5
 SETTLE_S = 0.6
 DRAIN_S = 10.0
 PAGE_NAMES = 8
+ANNOUNCE_TIMEOUT_S = 1.0
 
 
 class WorkersWorld(Protocol):
@@ -159,8 +172,9 @@ class SimulatedWorker:
         self._after_event()
         return reply
 
-    def on_replay(self, items: Iterable[ReplayItem], gateway: str, incarnation: str) -> list[ReplayEntry]:
-        return self.core.on_replay(items, gateway, incarnation)
+    def on_replay(self, items: Iterable[ReplayItem], gateway: str, incarnation: str) -> tuple[Incarnation, list[ReplayEntry]]:
+        """The answer says which incarnation gave it."""
+        return self.incarnation, self.core.on_replay(items, gateway, incarnation)
 
     def on_tell_cache(self) -> None:
         self.core.prefix_log.restart()
@@ -255,12 +269,16 @@ class SimulatedWorker:
     # ------------------------------------------------------------------ effects
 
     def _after_event(self, *, changed: bool = True) -> None:
-        for effect in self.core.take_effects():
-            self._perform(effect)
+        self._perform_effects()
         self._run_steps()
+        self._perform_effects()
         if changed and not self._snapshot_due:
             self._snapshot_due = True
             self.process.after(self._around.strength.snapshot_s, "snapshot", self._say_soon)
+
+    def _perform_effects(self) -> None:
+        for effect in self.core.take_effects():
+            self._perform(effect)
 
     def _perform(self, effect: WorkerEffect) -> None:
         match effect:
@@ -268,6 +286,13 @@ class SimulatedWorker:
                 self._world.ledger.emitted(self.worker, self.process.life, effect.entries)
                 frame = TokenFrame(worker=self.worker, incarnation=self.incarnation, entries=list(effect.entries))
                 self._world.publish_frame(self, effect.gateway, frame)
+            case SendNotices():
+                self._send_notice(effect.gateway, effect.notices)
+            case AnnounceSuspect():
+                self._send_notice(effect.gateway, (effect.notice,))
+                answers = self._world.broker_answers(self)
+                takes = self._around.takes(self._around.strength.message_delay_s) if answers else ANNOUNCE_TIMEOUT_S
+                self.process.after(takes, "ping", partial(self._announced, effect.ticket))
             case SendControl():
                 self.peers.send(effect.peer, effect.message)
             case SealBlocks():
@@ -282,6 +307,14 @@ class SimulatedWorker:
                 self.grants.pop(effect.reservation, None)
             case ObserveHandoff():
                 self._around.counts["handoffs"] += 1
+
+    def _send_notice(self, gateway: GatewayId, notices: tuple[SequenceNotice, ...]) -> None:
+        frame = TokenFrame(worker=self.worker, incarnation=self.incarnation, entries=[], notices=list(notices))
+        self._world.publish_frame(self, gateway, frame)
+
+    def _announced(self, ticket: int) -> None:
+        self.core.on_announced(ticket)
+        self._after_event()
 
     def _pull(self, effect: PullBlocks) -> None:
         link = self.peers.link(effect.peer)

@@ -43,7 +43,7 @@ def _has_cause(world: "MeshWorld", client: SimulatedClient) -> bool:
     match client.error:
         case RequestFailed(code="deadline_exceeded"):
             return client.deadline is not None
-        case RequestFailed(code="worker_lost"):
+        case RequestFailed(code="request_poisoned"):
             return several
         case NeverFits():
             return _fits_not_everywhere(world, client)

@@ -115,10 +115,10 @@ def _settle_without_revoking() -> Change:
 def _read_replays(change: Callable[[Any], Any]) -> Change:
     original = GatewayCore._on_replay_entry
 
-    def on_replay_entry(core: GatewayCore, request: Any, worker: Any, entry: Any, now: float) -> None:
+    def on_replay_entry(core: GatewayCore, request: Any, worker: Any, entry: Any, *rest: Any) -> None:
         changed = change(entry)
         if changed is not None:
-            original(core, request, worker, changed, now)
+            original(core, request, worker, changed, *rest)
 
     return (GatewayCore, "_on_replay_entry", on_replay_entry)
 
