@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,22 @@ def test_what_was_built_ahead_of_time_serves_without_a_compiler(monkeypatch: pyt
     environment = {**os.environ, "PATH": ""}
     assert library_path(best, environment).parent == built.parent
     assert load_library(environment) is not None
+
+
+@needs_compiler
+@needs_cpu
+def test_what_an_image_brings_along_is_taken_first_and_only_for_these_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = runnable_variants(cpu_features())[0]
+    built = library_path(best, os.environ)
+    brought = tmp_path / "kernels" / built.parent.name
+    shutil.copytree(built.parent, brought)
+    environment = {**os.environ, "SEGUE_KERNELS_DIR": str(tmp_path / "kernels"), "SEGUE_CACHE_DIR": str(tmp_path / "empty")}
+    assert library_path(best, environment).parent == brought
+    assert not (tmp_path / "empty").exists()
+    brought.rename(brought.with_name("other-sources"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BuildError, match="no C\\+\\+ compiler"):
+        library_path(best, {**environment, "PATH": ""})
 
 
 def test_a_compiler_that_refuses_leaves_nothing_behind_and_says_why(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Builds the kernels' library once on this host, or ahead of time in an image: `python -m common.engine.native.build`.
 
 A library lies in the cache under a digest of the sources and flags, and carries the compiler's digest in its name. Where there
-is no compiler, one that was built before from the same sources serves. It appears by one rename, under a lock of the host, so
-that workers that start together build once and never load half a file.
+is no compiler, one that was built before from the same sources serves. What an image brings along lies in a folder of its own
+(`SEGUE_KERNELS_DIR`), because volumes are mounted over caches, and is taken before anything is compiled. A library appears by
+one rename, under a lock of the host, so that workers that start together build once and never load half a file.
 """
 
 import importlib.util
@@ -62,13 +63,15 @@ def find_compiler(environment: Mapping[str, str]) -> Compiler | None:
 
 def library_path(variant: CpuVariant, environment: Mapping[str, str]) -> Path:
     """The built library of this variant, built now if need be. Raises BuildError."""
-    folder = default_cache_dir(environment) / "native" / _source_digest()
+    digest = _source_digest()
+    if (brought := environment.get("SEGUE_KERNELS_DIR")) and (found := _built(Path(brought) / digest, variant)) is not None:
+        return found
+    folder = default_cache_dir(environment) / "native" / digest
     compiler = find_compiler(environment)
     if compiler is None:
-        built = sorted(folder.glob(f"{variant.name}-*.so"))
-        if not built:
+        if (found := _built(folder, variant)) is None:
             raise BuildError("there is no C++ compiler (c++ on PATH, or the package ziglang), and nothing was built before")
-        return built[0]
+        return found
     identity = "\n".join((*compiler.flags(variant), compiler.version()))
     target = folder / f"{variant.name}-{xxhash.xxh3_64_hexdigest(identity.encode())}.so"
     if not target.exists():
@@ -80,6 +83,11 @@ def library_path(variant: CpuVariant, environment: Mapping[str, str]) -> Path:
         except (ModelError, OSError, subprocess.TimeoutExpired) as error:
             raise BuildError(f"the library cannot be built in {folder}: {error}") from error
     return target
+
+
+def _built(folder: Path, variant: CpuVariant) -> Path | None:
+    """Whatever compiler made it."""
+    return next(iter(sorted(folder.glob(f"{variant.name}-*.so"))), None)
 
 
 def compile_library(compiler: Compiler, variant: CpuVariant, target: Path) -> None:
