@@ -150,7 +150,7 @@ class RunningWorker:
             worker=WorkerId(self.name),
             engine=engine,
             block_size=LAYOUT.block_size,
-            limits=WorkerLimits(max_model_len=self.card.max_model_len, vocab_size=VOCAB, offer_patience_s=0.5),
+            limits=WorkerLimits(max_model_len=self.card.max_model_len, vocab_size=self.card.vocab_size, offer_patience_s=0.5),
             make_reservation=lambda: ReservationId(secrets.token_bytes(16)),
         )
         identity = WorkerIdentity(
@@ -165,7 +165,7 @@ class RunningWorker:
         self.transport = transport
         self.network = MemoryPeerNetwork(self.mesh.peers)
         self.broker = self.mesh.broker.connect()
-        self.step_engine = step_engine = StepThread(SyntheticExecutor(vocab_size=VOCAB, region=region, times=times))
+        self.step_engine = step_engine = StepThread(SyntheticExecutor(vocab_size=self.card.vocab_size, region=region, times=times))
         world = WorkerWorld(
             broker=self.broker,
             store=self.mesh.store,
