@@ -4,7 +4,7 @@ from common.runtime.metrics import Metrics
 from services.gateway.mesh_client import LiveMesh
 
 COUNTED = (
-    *("probes", "unknown", "workers_lost", "stray_frames", "dispatch_full", "dispatch_stale"),
+    *("probes", "unknown", "workers_lost", "stray_frames", "dispatch_full", "dispatch_stale", "adopted", "dropped", "left_unread"),
     *("suspects_announced", "requests_poisoned"),
 )
 
