@@ -101,6 +101,10 @@ class OwnedRequest:
     def tokens(self) -> int:
         return sum(len(choice.tokens) for choice in self.choices)
 
+    def was_accepted(self) -> None:
+        if not self.accepted.done():
+            self.accepted.set_result(None)
+
     def read(self) -> "LiveGeneration":
         """A new reader, from the first token on."""
         reader = LiveGeneration(self)

@@ -38,39 +38,35 @@ from common.protocol.messages import (
     decode_token_frame,
     encode,
 )
-from common.protocol.request_record import RENEWAL_S, IdempotencyMark, RequestRecord
+from common.protocol.request_record import IdempotencyMark, RequestRecord
 from common.protocol.subjects import Names
 from common.runtime.failpoints import Failpoints
-from common.runtime.model_cards import read_card
 from common.values.errors import (
     BrokerUnavailable,
     ContextTooLong,
     IdempotencyKeyReused,
     InvalidRequest,
-    ModelNotFound,
+    InvariantBroken,
     Moved,
     PayloadTooLarge,
     PeerError,
-    RequestFailed,
-    SegueError,
     StoreUnavailable,
     StreamNotFound,
     Unavailable,
 )
-from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId
+from common.values.ids import GatewayId, Incarnation, RequestId
 from common.values.model_card import ModelCard
 from services.gateway.admission import Admission
 from services.gateway.live_generation import LiveGeneration, OwnedRequest
+from services.gateway.model_directory import ModelDirectory
+from services.gateway.recorded_request import ended_request, taken_over
+from services.gateway.request_keeper import RequestKeeper
 from services.gateway.request_store import RequestStore
 
 DISPATCH_TIMEOUT_S = 2.0
 REPLAY_TIMEOUT_S = 1.0
 PING_TIMEOUT_S = 1.0
-CARD_RETRY_S = 1.0
 BEAT_S = 1.0
-LINGER_S = 30.0
-"""How long a request that can be resumed lives on without a reader."""
-MAX_LINGERING = 1024
 MAX_TAKE_OVERS = 4
 """Tries, where other gateways take the same request over at the same time."""
 MAX_PROMPT_SCORES = 20_000
@@ -100,12 +96,9 @@ class LiveMesh:
         self._core = GatewayCore(gateway=gateway, incarnation=incarnation)
         self._admission = Admission()
         self._records = RequestStore(store, names, gateway=gateway, incarnation=incarnation)
-        self._owned: dict[RequestId, OwnedRequest] = {}
-        self._unrecorded: set[RequestId] = set()
-        self._cards: dict[ModelKey, ModelCard] = {}
-        self._loading_cards: set[ModelKey] = set()
+        self._kept = RequestKeeper(self._records, clock=self._now, on_lost=self._lose)
+        self._models = ModelDirectory(store, names, self._core.registry, self._spawn)
         self._active = asyncio.Event()
-        self._card_loaded = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
 
     @property
@@ -121,7 +114,7 @@ class LiveMesh:
             ]
             tasks.create_task(self._run_ticks(), name="ticks")
             tasks.create_task(self._run_beats(), name="beats")
-            tasks.create_task(self._run_record_keeping(), name="keep records")
+            tasks.create_task(self._kept.run(), name="keep records")
             started.set()
             try:
                 await asyncio.get_running_loop().create_future()
@@ -134,39 +127,22 @@ class LiveMesh:
     def _end_all(self) -> None:
         """Nobody here will follow these requests any more: their readers are told. What lingers may be resumed elsewhere, the
         others' workers stop."""
-        for request_id, owned in list(self._owned.items()):
+        for owned in self._kept:
             lingers = owned.lingers and owned.is_recorded
             owned.finish(Unavailable("the gateway is stopping"))
             if not lingers:
-                self._cancel(request_id, None)
+                self._cancel(owned.request_id, None)
 
     async def first_cards(self, *, timeout_s: float) -> None:
-        """Wait until a model can be served, but not for ever: a gateway that restarts should not say that there is none."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._card_loaded.wait()
-        except TimeoutError:
-            logger.info("no_model_yet")
+        await self._models.first(timeout_s=timeout_s)
 
     # ------------------------------------------------------------------ MeshClient
 
     def cards(self) -> Sequence[ModelCard]:
-        newest: dict[str, ModelCard] = {}
-        for model in self._core.registry.models():
-            card = self._cards.get(model)
-            if card is not None and (model.name not in newest or card.created >= newest[model.name].created):
-                newest[model.name] = card
-        return sorted(newest.values(), key=lambda card: card.model.name)
+        return self._models.cards()
 
     def card(self, name: str) -> ModelCard:
-        cards = self.cards()
-        if not cards:
-            raise Unavailable("no worker is ready yet", retry_after_s=2.0)
-        for card in cards:
-            if card.model.name == name:
-                return card
-        there = ", ".join(card.model.name for card in cards)
-        raise ModelNotFound(f"there is no model {name!r}; models served now: {there}", param="model")
+        return self._models.card(name)
 
     def readiness(self) -> dict[str, str]:
         problems: dict[str, str] = {}
@@ -199,7 +175,7 @@ class LiveMesh:
             deadline=None if request.deadline_s is None else now + request.deadline_s,
             now=now,
         )
-        self._owned[request.request_id] = owned
+        self._kept.add(owned)
         self._after_event()
         self._active.set()
         try:
@@ -213,7 +189,7 @@ class LiveMesh:
     async def attach(self, request_id: RequestId, tenant: str) -> Attached:
         for _ in range(MAX_TAKE_OVERS):
             record = await self._record_of(request_id)
-            owned = self._owned.get(request_id)
+            owned = self._kept.get(request_id)
             if owned is not None and owned.request.tenant == tenant:
                 if record is None or (record.owner, record.epoch) == (self._gateway, owned.epoch):
                     return await self._join(owned)
@@ -234,7 +210,7 @@ class LiveMesh:
         try:
             return await self._records.find(request_id)
         except StoreUnavailable:
-            if request_id in self._owned:
+            if self._kept.get(request_id) is not None:
                 return None
             raise
 
@@ -261,12 +237,7 @@ class LiveMesh:
         return Attached(request=owned.request, generation=generation)
 
     async def _ended(self, request_id: RequestId, record: RequestRecord) -> Attached:
-        """Nothing runs any more: its log is read again, and then its error, where it ended with one."""
-        owned = self._own(request_id, record, record.epoch)
-        for choice, new in logged_tokens(record.facts, await self._records.log(request_id)).items():
-            owned.deliver(choice, new)
-        failed = record.error
-        owned.finish(None if failed is None else RequestFailed(failed.message, code=failed.code, status=failed.status))
+        owned = ended_request(request_id, record, await self._records.log(request_id), clock=self._now)
         return Attached(request=owned.request, generation=owned.read())
 
     async def _adopt(self, request_id: RequestId, record: RequestRecord, epoch: int) -> Attached:
@@ -275,35 +246,14 @@ class LiveMesh:
         deadline_s = record.facts.deadline_s
         deadline = None if deadline_s is None else now + deadline_s  # anew: clocks are not compared between hosts
         request = adopted_request(request_id, record, log, epoch=epoch, deadline=deadline)
-        owned = self._own(request_id, record, epoch)
-        owned.attempt, owned.worker, owned.decode_worker = request.attempt, record.worker, record.decode_worker
-        owned.is_recorded = True
-        owned.accepted.set_result(None)
+        owned = taken_over(request_id, record, epoch=epoch, attempt=request.attempt, cancel_in_mesh=self._cancel, clock=self._now)
         generation = owned.read()
-        self._owned[request_id] = owned
+        self._kept.add(owned)
         logger.info("request_adopted", extra={"fields": {"request": request_id, "epoch": epoch, "from": record.owner}})
         self._core.adopt(request, logged_tokens(record.facts, log), now)
         self._after_event()
         self._active.set()
         return Attached(request=owned.request, generation=generation)
-
-    def _own(self, request_id: RequestId, record: RequestRecord, epoch: int) -> OwnedRequest:
-        facts = record.facts
-        request = GenerationRequest(
-            request_id=request_id,
-            model=facts.model.name,
-            prompt=record.prompt,
-            sampling=facts.sampling,
-            choices=facts.choices,
-            body=facts.body,
-            salt=facts.salt,
-            deadline_s=facts.deadline_s,
-            tenant=facts.tenant,
-            lingers=True,
-            keep_prompt=facts.keep_prompt,
-            idempotency=facts.idempotency,
-        )
-        return OwnedRequest(request, facts.model, cancel_in_mesh=self._cancel, clock=self._now, epoch=epoch)
 
     # ------------------------------------------------------------------ events
 
@@ -323,20 +273,16 @@ class LiveMesh:
             logger.warning("malformed_snapshot", extra={"fields": {"reason": str(error)}})
             return
         self._core.on_snapshot(heard, self._now())
-        model = heard.snapshot.model
-        card = self._cards.get(model)
-        known = card is not None and card.max_model_len == heard.snapshot.max_model_len
-        if not heard.gone and not known and model not in self._loading_cards and self._tasks is not None:
-            self._loading_cards.add(model)
-            self._tasks.create_task(self._load_card(model), name=f"card {model.name}")
+        if not heard.gone:
+            self._models.heard(heard.snapshot)
         self._after_event()
 
     def _cancel(self, request_id: RequestId, choice: int | None) -> None:
         self._core.cancel(request_id, choice, self._now())
         self._after_event()
-        owned = self._owned.get(request_id)
+        owned = self._kept.get(request_id)
         if choice is not None and owned is not None and owned.is_recorded:
-            self._spawn(self._record_choice(owned, choice), "record choice")
+            self._spawn(self._kept.record_choice(owned, choice), "record choice")
 
     # ------------------------------------------------------------------ loops
 
@@ -363,45 +309,8 @@ class LiveMesh:
                 self._core.registry.expire(self._now())
             else:
                 self._core.registry.refresh(self._now())
-            self._end_unread()
+            self._core.counters["left_unread"] += self._kept.end_unread()
             await asyncio.sleep(BEAT_S)
-
-    def _end_unread(self) -> None:
-        """In the order in which their readers left; also the oldest ones where too many linger."""
-        lingering = [(owned.unread_since, owned) for owned in self._owned.values() if owned.unread_since is not None]
-        lingering.sort(key=lambda pair: pair[0])
-        for place, (since, owned) in enumerate(lingering):
-            if self._now() - since > LINGER_S or len(lingering) - place > MAX_LINGERING:
-                self._core.counters["left_unread"] += 1
-                owned.cancel(None)
-
-    async def _run_record_keeping(self) -> None:
-        """Running requests keep their records. After an empty restart of the store, or where an attempt could not be recorded,
-        they are written again within a second or so."""
-        renewed_at = self._now()
-        while True:
-            await asyncio.sleep(BEAT_S)
-            try:
-                if await self._records.was_emptied():
-                    self._unrecorded.update(request_id for request_id, owned in self._owned.items() if owned.is_recorded)
-                for request_id in list(self._unrecorded):
-                    await self._restore(request_id)
-                if self._now() - renewed_at >= RENEWAL_S:
-                    renewed_at = self._now()
-                    await self._renew_all()
-            except StoreUnavailable as error:
-                logger.warning("records_not_kept", extra={"fields": {"reason": str(error)}})
-
-    async def _restore(self, request_id: RequestId) -> None:
-        owned = self._owned.get(request_id)
-        if owned is not None and await self._records.restore(owned) == "lost":
-            self._lose(request_id)
-        self._unrecorded.discard(request_id)
-
-    async def _renew_all(self) -> None:
-        for owned in list(self._owned.values()):
-            if owned.is_recorded and not await self._records.renew(owned):
-                self._unrecorded.add(owned.request_id)
 
     def _lose(self, request_id: RequestId) -> None:
         self._core.drop(request_id, self._now())
@@ -414,20 +323,6 @@ class LiveMesh:
         except BrokerUnavailable as error:
             logger.warning("beat_lost", extra={"fields": {"reason": str(error)}})
 
-    async def _load_card(self, model: ModelKey) -> None:
-        try:
-            card = await read_card(self._store, self._names, model)
-            if card is not None:
-                self._cards[model] = card
-                self._card_loaded.set()
-            else:
-                await asyncio.sleep(CARD_RETRY_S)
-        except (StoreUnavailable, PeerError) as error:
-            logger.warning("card_not_read", extra={"fields": {"model": model.name, "reason": str(error)}})
-            await asyncio.sleep(CARD_RETRY_S)
-        finally:
-            self._loading_cards.discard(model)
-
     # ------------------------------------------------------------------ effects
 
     def _after_event(self) -> None:
@@ -437,7 +332,7 @@ class LiveMesh:
     def _perform(self, effect: GatewayEffect) -> None:
         match effect:
             case SendDispatch():
-                owned = self._owned.get(RequestId(effect.dispatch.request_id))
+                owned = self._kept.get(RequestId(effect.dispatch.request_id))
                 if owned is not None:
                     owned.placed(effect.dispatch.attempt, effect.worker, effect.dispatch.decode_worker)
                 self._spawn(self._dispatch(effect), "dispatch")
@@ -448,20 +343,20 @@ class LiveMesh:
             case AskCache():
                 self._ask_cache(effect)
             case Accepted():
-                accepted = self._owned[effect.request_id].accepted
-                if not accepted.done():
-                    accepted.set_result(None)
+                self._of(effect.request_id).was_accepted()
             case Deliver():
                 self._failpoints.hit("gateway.first_token" if effect.new.first == 0 else "gateway.delivering")
-                self._owned[effect.request_id].deliver(effect.choice, effect.new)
+                self._of(effect.request_id).deliver(effect.choice, effect.new)
             case Ended():
                 self._end(effect)
             case Dropped():
-                self._owned.pop(effect.request_id).finish(
-                    Moved(
-                        "another gateway goes on with this request: resume the stream, or repeat the request with its Idempotency-Key"
-                    )
-                )
+                self._kept.remove(effect.request_id).finish(Moved("another gateway goes on with this request: resume it there"))
+
+    def _of(self, request_id: RequestId) -> OwnedRequest:
+        owned = self._kept.get(request_id)
+        if owned is None:
+            raise InvariantBroken(f"the core runs {request_id}, which nobody owns")
+        return owned
 
     def _spawn(self, coroutine: Coroutine[None, None, None], name: str) -> None:
         if self._tasks is not None:
@@ -499,7 +394,7 @@ class LiveMesh:
     async def _record_attempt(self, request_id: RequestId, attempt: int) -> bool:
         """The record shows an attempt before its worker is told. Without the store nothing new is admitted; a request that
         runs already may be placed again all the same. False where there is nothing to dispatch any more."""
-        owned = self._owned.get(request_id)
+        owned = self._kept.get(request_id)
         if owned is None:
             return False
         if not owned.is_recorded:
@@ -509,16 +404,11 @@ class LiveMesh:
                 self._admission.observe_store(works=False, now=self._now())
                 raise
             self._admission.observe_store(works=True, now=self._now())
-            if request_id not in self._owned:  # it ended meanwhile, when there was no record to write that into
-                await self._record_end(owned, None)
+            if self._kept.get(request_id) is None:  # it ended meanwhile, when there was no record to write that into
+                await self._kept.record_end(owned, None)
         else:
-            try:
-                if await self._records.record_attempt(owned) == "lost":
-                    self._lose(request_id)
-            except StoreUnavailable as error:
-                logger.warning("attempt_not_recorded", extra={"fields": {"request": request_id, "reason": str(error)}})
-                self._unrecorded.add(request_id)
-        return request_id in self._owned
+            await self._kept.record_attempt(owned)
+        return self._kept.get(request_id) is not None
 
     def _publish_cancel(self, effect: SendCancel) -> None:
         try:
@@ -565,22 +455,9 @@ class LiveMesh:
         self._after_event()
 
     def _end(self, effect: Ended) -> None:
-        owned = self._owned.pop(effect.request_id)
-        self._unrecorded.discard(effect.request_id)
+        owned = self._kept.remove(effect.request_id)
         owned.finish(effect.error)
-        self._spawn(self._record_end(owned, effect.error), "record end")
-
-    async def _record_end(self, owned: OwnedRequest, error: SegueError | None) -> None:
-        try:
-            await self._records.record_end(owned, error, self._now())
-        except StoreUnavailable as unavailable:
-            logger.warning("end_not_recorded", extra={"fields": {"request": owned.request_id, "reason": str(unavailable)}})
-
-    async def _record_choice(self, owned: OwnedRequest, choice: int) -> None:
-        try:
-            await self._records.record_choice(owned, choice)
-        except StoreUnavailable as error:
-            logger.warning("choice_not_recorded", extra={"fields": {"request": owned.request_id, "reason": str(error)}})
+        self._spawn(self._kept.record_end(owned, effect.error), "record end")
 
     def _now(self) -> float:
         return time.monotonic()
