@@ -6,7 +6,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -15,8 +15,13 @@ from common.engine.executor import Executor
 from common.engine.memory_plan import kv_layout
 from common.engine.model_files import ModelFolder
 from common.engine.quantization_choice import Quantization
+from common.ports.kv_transport import KvRegion
 from common.values.errors import ModelError
 from common.values.kv_layout import KvDtype, KvLayout
+
+if TYPE_CHECKING:
+    from common.engine.native.library import NativeLibrary
+    from common.engine.watched_forward import WatchedModel
 
 Forward = Literal["torch", "native"]
 Weights = Literal["float32", "bfloat16", "float16", "gguf", "int8", "int4"]
@@ -75,23 +80,13 @@ def kv_pool(folder: ModelFolder, dtype: KvDtype, *, block_size: int, blocks: int
 def load_variant(folder: ModelFolder, variant: Variant, pool: KvPool, *, threads: int) -> LoadedVariant:
     """Raises ModelError where this machine or this model has no such variant."""
     from common.engine.load_model import load_model
-    from common.engine.native.library import load_library
     from common.engine.native.llama_model import misfit
-    from common.engine.paged_attention import PAGED_ATTENTION, register_paged_attention
+    from common.engine.paged_attention import PAGED_ATTENTION
     from common.engine.torch_step import build_torch_executor
 
-    library = load_library(os.environ) if variant.forward == "native" else None
-    if variant.forward == "native" and library is None:
-        raise ModelError("there are no native kernels here: no compiler, or a CPU without AVX2")
-    stored = folder.quantized()
-    if variant.weights == "gguf" and not stored:
-        raise ModelError(f"{folder.name} did not come quantised")
-    if variant.quantized and library is None:
-        raise ModelError("without own kernels quantised weights are kept expanded: as float32")
-    register_paged_attention()
+    library = _library(folder, variant)
     model = load_model(folder, dtype=variant.dtype, attn_implementation=PAGED_ATTENTION)
-    if variant.forward == "native" and (reason := misfit(model)) is not None:
-        raise ModelError(f"there is no native forward for {folder.name}: {reason}")
+    _refuse_misfit(folder, variant, misfit(model))
     executor = build_torch_executor(
         model,
         pool.layout,
@@ -100,10 +95,43 @@ def load_variant(folder: ModelFolder, variant: Variant, pool: KvPool, *, threads
         "cpu",
         library=library,
         quantization=variant.quantization,
-        stored=stored,
+        stored=folder.quantized(),
     )
     executor.prepare_thread(threads)
     return LoadedVariant(variant=variant, executor=executor, pool=pool)
+
+
+def load_watched(folder: ModelFolder, variant: Variant, layout: KvLayout, region: KvRegion) -> "WatchedModel":
+    """The same over any region, without the check of the architecture, to compare what it says bit by bit."""
+    from common.engine.load_model import load_model
+    from common.engine.native.llama_model import misfit
+    from common.engine.paged_attention import PAGED_ATTENTION
+    from common.engine.watched_forward import WatchedModel
+
+    library = _library(folder, variant)
+    model = load_model(folder, dtype=variant.dtype, attn_implementation=PAGED_ATTENTION)
+    _refuse_misfit(folder, variant, misfit(model))
+    return WatchedModel(model, layout, region, library=library, quantization=variant.quantization, stored=folder.quantized())
+
+
+def _library(folder: ModelFolder, variant: Variant) -> "NativeLibrary | None":
+    from common.engine.native.library import load_library
+    from common.engine.paged_attention import register_paged_attention
+
+    register_paged_attention()
+    library = load_library(os.environ) if variant.forward == "native" else None
+    if variant.forward == "native" and library is None:
+        raise ModelError("there are no native kernels here: no compiler, or a CPU without AVX2")
+    if variant.weights == "gguf" and not folder.quantized():
+        raise ModelError(f"{folder.name} did not come quantised")
+    if variant.quantized and library is None:
+        raise ModelError("without own kernels quantised weights are kept expanded: as float32")
+    return library
+
+
+def _refuse_misfit(folder: ModelFolder, variant: Variant, reason: str | None) -> None:
+    if variant.forward == "native" and reason is not None:
+        raise ModelError(f"there is no native forward for {folder.name}: {reason}")
 
 
 def _random_block(layout: KvLayout) -> bytes:

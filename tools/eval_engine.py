@@ -1,11 +1,16 @@
-"""`segue eval-engine`: does every forward, with every dtype of weights, still say what the model says?
+"""`segue eval-engine`: does every way of computing an answer still say what the model says?
 
-Each is compared with torch in float32: the perplexity of a fixed text and how often the likeliest next token is the same there
-(both are given the text, so nothing adds up), then greedy continuations of prompts cut out of that text, made in batches as a
-worker makes them. A first difference between tokens whose reference log-probabilities lie within 0.001 is a tie: either is right.
+First, in float32: the same greedy answers one at a time and in batches, prompts whole and in chunks, through a worker alone and
+through two workers that hand the sequence over. Each answer is checked whole by one forward of transformers over prompt and
+answer. A token that is not transformers' choice counts as tied where the two logits lie within 0.001, else as wrong, and the
+command then ends with status 1. Between the ways, logits are compared bit by bit (log-probabilities, through workers).
+
+Then other weights against float32: answers, and perplexity and divergence on a fixed text. `gguf` are the blocks that the model
+came with, multiplied as they are: their bits must be those of their expansion.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import sys
@@ -15,31 +20,31 @@ from pathlib import Path
 from typing import cast
 
 from common.engine.model_cache import default_cache_dir
-from common.engine.model_files import ModelFolder
 from common.engine.model_source import LoadFormat, ModelSpec, resolve_model
-from common.values.errors import ModelError, SegueError
-from tools.bench_engine_columns import markdown_table
-from tools.bench_engine_options import FORWARDS
-from tools.engine_variants import Forward, Variant, Weights, kv_pool, load_variant
-from tools.eval_engine_compare import Agreement, compare
-from tools.eval_engine_material import Material, fixed_material
-from tools.eval_engine_run import Answers, answer
+from common.values.errors import SegueError
+from tools.engine_variants import Forward
+from tools.eval_engine_material import fixed_material
+from tools.eval_engine_table import as_text
+from tools.eval_engine_ways import Evaluation
 
-_BLOCK_SIZE = 16
-_REFERENCE = Variant(forward="torch", weights="float32")
+FORWARDS: tuple[Forward, ...] = ("native", "torch")
 
 
 def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
+    cache_dir = default_cache_dir(os.environ)
     try:
-        found = _evaluate(options)
+        folder = resolve_model(ModelSpec(model=options.model, load_format=cast("LoadFormat", options.load_format)), cache_dir)
+        material = fixed_material(folder, cache_dir, prompts=options.prompts, new_tokens=options.tokens)
+        evaluation = Evaluation(folder, material, forward=options.forward, new_tokens=options.tokens, threads=options.threads)
+        report = asyncio.run(evaluation.run([weights for weights in options.weights.split(",") if weights]))
     except SegueError as error:
         print(f"segue eval-engine: {error}", file=sys.stderr)
         return 1
-    print(as_text(found, options.tokens))
+    print(as_text(report))
     if options.json is not None:
-        options.json.write_text(json.dumps([asdict(agreement) for agreement in found], indent=2), encoding="utf-8")
-    return 0
+        options.json.write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
+    return 0 if report.holds else 1
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -48,73 +53,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("model", nargs="?", help="as for segue serve; without one, the small model of the package registry")
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
-    parser.add_argument("--weights", default="float32,bfloat16", help="default: %(default)s")
-    parser.add_argument("--prompts", type=int, default=32, help="how many continuations (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="of each continuation (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=8, help="continuations at a time (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--forward", choices=FORWARDS, default="native", help="default: %(default)s")
+    parser.add_argument("--weights", default="gguf,bfloat16,int8,int4", help="held against float32 (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=200, help="how many answers (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of the forwards that run alone (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args(arguments)
-    if min(options.prompts, options.tokens, options.batch, options.threads) < 1:
-        parser.error("--prompts, --tokens, --batch and --threads are at least 1")
+    if min(options.prompts, options.tokens, options.threads) < 1:
+        parser.error("--prompts, --tokens and --threads are at least 1")
+    known = {"gguf", "bfloat16", "float16", "int8", "int4"}
+    if wrong := {weights for weights in options.weights.split(",") if weights} - known:
+        parser.error(f"--weights takes {', '.join(sorted(known))}, not {', '.join(sorted(wrong))}")
     return options
-
-
-def _evaluate(options: argparse.Namespace) -> list[Agreement]:
-    cache_dir = default_cache_dir(os.environ)
-    spec = ModelSpec(model=options.model, load_format=cast("LoadFormat", options.load_format))
-    folder = resolve_model(spec, cache_dir)
-    material = fixed_material(folder, cache_dir, prompts=options.prompts, new_tokens=options.tokens)
-    reference = _answers(options, folder, _REFERENCE, material)
-    found = [compare(_REFERENCE.name, reference, reference, material)]
-    for weights in cast("Sequence[Weights]", options.weights.split(",")):
-        for forward in cast("Sequence[Forward]", FORWARDS):
-            variant = Variant(forward=forward, weights=weights)
-            if variant == _REFERENCE or (variant.forward == "torch" and variant.quantized):
-                continue
-            try:
-                answers = _answers(options, folder, variant, material)
-            except ModelError as error:
-                print(f"{variant.name}: not compared: {error}", file=sys.stderr)
-                continue
-            found.append(compare(variant.name, answers, reference, material))
-    return found
-
-
-def _answers(options: argparse.Namespace, folder: ModelFolder, variant: Variant, material: Material) -> Answers:
-    """Loaded, asked and dropped: one model at a time is in memory."""
-    print(f"asking {variant.name}", file=sys.stderr, flush=True)
-    longest = max(len(material.text), max(map(len, material.prompts)) + options.tokens + 1)
-    blocks = options.batch * -(-longest // _BLOCK_SIZE)
-    pool = kv_pool(folder, variant.dtype, block_size=_BLOCK_SIZE, blocks=blocks)
-    loaded = load_variant(folder, variant, pool, threads=options.threads)
-    return answer(loaded, material, new_tokens=options.tokens, batch=options.batch)
-
-
-def as_text(found: Sequence[Agreement], new_tokens: int) -> str:
-    columns = [
-        "by",
-        "perplexity",
-        "to reference",
-        "same likeliest token",
-        "equal continuations",
-        "of them ties",
-        "equal tokens before",
-    ]
-    rows = [
-        [
-            one.name,
-            f"{one.perplexity:.4f}",
-            f"{one.perplexity_ratio:.5f}",
-            f"{one.same_likeliest:.2%}",
-            f"{one.equal + one.ties} of {one.continuations}",
-            str(one.ties),
-            f"{one.equal_tokens_share:.1%}",
-        ]
-        for one in found
-    ]
-    heading = f"{found[0].scored} tokens of fixed text; greedy continuations of {new_tokens} tokens, until the first difference"
-    return f"{heading}\n\n{markdown_table(columns, rows)}"
 
 
 if __name__ == "__main__":

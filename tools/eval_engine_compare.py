@@ -1,66 +1,82 @@
-"""How near one forward's answers are to the reference's: figures of `eval-engine`, computed from values alone."""
+"""How near answers are to each other and to the reference: figures of `eval-engine`, computed from values alone."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.values.tokens import PositionLogprobs
-from tools.eval_engine_material import Material
-from tools.eval_engine_run import Answers, Continuation
+from tools.eval_engine_run import Continuation
 
 TIE = 1e-3
-"""Natural log. Candidates whose reference log-probabilities differ by no more are equally good answers."""
+"""Candidates whose reference logits differ by no more are equally good answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """One way of making all answers, in float32. `ties` of the `answers` differ from transformers' choice only where the two
+    logits lie within TIE; `wrong` ones differ otherwise. `largest_tie` is the largest such distance. `same_bits` says whether
+    all logits are those of the first way, bit by bit (None where only tokens are known)."""
+
+    way: str
+    answers: int
+    ties: int
+    wrong: int
+    largest_tie: float
+    same_tokens: bool
+    same_bits: bool | None
+    seconds: float
+
+    @property
+    def equal(self) -> int:
+        return self.answers - self.ties - self.wrong
+
+
+def prove(
+    way: str,
+    made: Sequence[Continuation],
+    first: Sequence[Continuation],
+    shortfalls: Sequence[Sequence[float]],
+    *,
+    seconds: float,
+    comparable_bits: bool,
+) -> Proof:
+    """`shortfalls` are the reference's, place by place, given this way's own answers."""
+    worst = [max(each) for each in shortfalls]
+    return Proof(
+        way=way,
+        answers=len(made),
+        ties=sum(0.0 < each <= TIE for each in worst),
+        wrong=sum(not each <= TIE for each in worst),
+        largest_tie=max((each for each in worst if each <= TIE), default=0.0),
+        same_tokens=[one.tokens for one in made] == [one.tokens for one in first],
+        same_bits=[one.bits for one in made] == [one.bits for one in first] if comparable_bits else None,
+        seconds=seconds,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """`ties` first differ at a tie and are not among `equal`. `equal_tokens_share` is the mean part of a continuation before
-    the first difference; `scored` is the number of scored tokens of the text."""
+    """How far other weights agree with the float32 answers. `equal_tokens_share` is the mean part of an answer before its first
+    difference, `first_difference` the mean place of that among those that differ (None: none does)."""
 
-    name: str
-    scored: int
-    perplexity: float
-    perplexity_ratio: float
-    same_likeliest: float
-    continuations: int
+    answers: int
     equal: int
-    ties: int
     equal_tokens_share: float
+    first_difference: float | None
+    same_bits: bool
 
 
-def compare(name: str, answers: Answers, reference: Answers, material: Material) -> Agreement:
-    pairs = list(zip(answers.continuations, reference.continuations, strict=True))
-    firsts = [first_difference(mine.tokens, theirs.tokens) for mine, theirs in pairs]
-    ties = [first is not None and is_tie(mine, theirs, first) for (mine, theirs), first in zip(pairs, firsts, strict=True)]
-    shares = [1.0 if first is None else first / len(theirs.tokens) for (_, theirs), first in zip(pairs, firsts, strict=True)]
-    same = [_likeliest(mine) == _likeliest(theirs) for mine, theirs in zip(answers.scores, reference.scores, strict=True)]
+def agreement(mine: Sequence[Continuation], theirs: Sequence[Continuation]) -> Agreement:
+    pairs = list(zip(mine, theirs, strict=True))
+    firsts = [first_difference(one.tokens, other.tokens) for one, other in pairs]
+    places = [place for place in firsts if place is not None]
+    shares = [1.0 if place is None else place / len(one.tokens) for place, (one, _) in zip(firsts, pairs, strict=True)]
     return Agreement(
-        name=name,
-        scored=len(material.text) - 1,
-        perplexity=perplexity(answers.scores),
-        perplexity_ratio=perplexity(answers.scores) / perplexity(reference.scores),
-        same_likeliest=sum(same) / len(same),
-        continuations=len(pairs),
+        answers=len(pairs),
         equal=firsts.count(None),
-        ties=sum(ties),
         equal_tokens_share=sum(shares) / len(shares),
+        first_difference=sum(places) / len(places) if places else None,
+        same_bits=all(one.bits == other.bits for one, other in pairs),
     )
-
-
-def perplexity(scores: Sequence[PositionLogprobs]) -> float:
-    return math.exp(-sum(score.logprob for score in scores) / len(scores))
 
 
 def first_difference(mine: Sequence[int], theirs: Sequence[int]) -> int | None:
     return next((place for place, (one, other) in enumerate(zip(mine, theirs, strict=True)) if one != other), None)
-
-
-def is_tie(mine: Continuation, reference: Continuation, place: int) -> bool:
-    """Whether the token that was chosen instead is as good as the reference's, by the reference's own log-probabilities."""
-    known = dict(reference.tops[place])
-    ours, theirs = known.get(mine.tokens[place]), known.get(reference.tokens[place])
-    return ours is not None and theirs is not None and abs(theirs - ours) <= TIE
-
-
-def _likeliest(score: PositionLogprobs) -> int:
-    return score.top[0][0]

@@ -1,93 +1,98 @@
-"""What one forward answers: the scores of the fixed text, and greedy continuations, by the plans that a worker would give it."""
+"""Greedy continuations by one executor, made by the plans that a worker would give it: batches of any size, prompts whole or in
+chunks beside the decode rows of others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from common.values.errors import SegueError
 from common.values.sampling import SamplingParameters
-from common.values.step import RowResult, SequenceStart, StepPlan, StepRow
-from common.values.tokens import PositionLogprobs
-from tools.engine_variants import LoadedVariant
-from tools.eval_engine_material import Material
+from common.values.step import SequenceStart, StepPlan, StepRow
 
-_ALTERNATIVES = 5
+if TYPE_CHECKING:
+    from common.engine.watched_forward import WatchedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
-    """New tokens, and at each of them the best alternatives with their log-probabilities, best first."""
+    """New tokens, and for each the digest of the logits that it was chosen from."""
 
     tokens: tuple[int, ...]
-    tops: tuple[tuple[tuple[int, float], ...], ...]
+    bits: tuple[object, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
-    """`scores` are of the text's tokens after the first."""
-
-    scores: tuple[PositionLogprobs, ...]
-    continuations: tuple[Continuation, ...]
+def greedy(new_tokens: int, *, logprobs: int | None = None) -> SamplingParameters:
+    """Goes on past any end of text: all answers have one length."""
+    return SamplingParameters(max_tokens=new_tokens, seed=0, temperature=0.0, ignore_eos=True, logprobs=logprobs)
 
 
-def answer(loaded: LoadedVariant, material: Material, *, new_tokens: int, batch: int) -> Answers:
-    runner = _Runner(loaded)
-    scores = runner.score(material.text)
+def continuations(
+    watched: "WatchedModel", prompts: Sequence[Sequence[int]], *, new_tokens: int, batch: int, chunk: int | None
+) -> list[Continuation]:
     made: list[Continuation] = []
-    for first in range(0, len(material.prompts), batch):
-        made += runner.continue_together(material.prompts[first : first + batch], new_tokens)
-    return Answers(scores=scores, continuations=tuple(made))
+    for first in range(0, len(prompts), batch):
+        made += _Batch(watched, prompts[first : first + batch], new_tokens, chunk).run()
+    return made
 
 
-class _Runner:
-    def __init__(self, loaded: LoadedVariant) -> None:
-        self._executor = loaded.executor
-        self._layout = loaded.pool.layout
+@dataclass(slots=True)
+class _Progress:
+    handle: int
+    prompt: Sequence[int]
+    blocks: tuple[int, ...]
+    computed: int = 0
+    tokens: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+
+
+class _Batch:
+    """Sequences that are computed together, each in blocks of its own."""
+
+    def __init__(self, watched: "WatchedModel", prompts: Sequence[Sequence[int]], new_tokens: int, chunk: int | None) -> None:
+        self._watched = watched
+        self._new_tokens = new_tokens
+        self._chunk = chunk
         self._plans = 0
+        self._all: list[_Progress] = []
+        taken = 0
+        for handle, prompt in enumerate(prompts, 1):
+            needed = watched.cache.layout.blocks_for(len(prompt) + new_tokens)
+            self._all.append(_Progress(handle, prompt, tuple(range(taken, taken + needed))))
+            taken += needed
 
-    def score(self, text: Sequence[int]) -> tuple[PositionLogprobs, ...]:
-        blocks = tuple(range(self._layout.blocks_for(len(text))))
-        row = StepRow(handle=1, start=0, count=len(text), blocks=blocks, sample=False, prompt_logprobs=True)
-        (result,) = self._run((row,), (_start(1, text),))
-        self._run((), ends=(1,))
-        return result.prompt_logprobs
-
-    def continue_together(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Continuation]:
-        """All prompts in one step, then one token of each a step."""
-        handles = range(1, len(prompts) + 1)
-        each = self._layout.blocks_for(max(map(len, prompts)) + new_tokens)
-        tables = [tuple(range(number * each, (number + 1) * each)) for number in range(len(prompts))]
-        starts = tuple(_start(handle, prompt) for handle, prompt in zip(handles, prompts, strict=True))
-        results: list[list[RowResult]] = [[] for _ in prompts]
-        for step in range(new_tokens):
-            rows = tuple(
-                StepRow(handle=handle, start=0, count=len(prompt), blocks=table, sample=True)
-                if step == 0
-                else StepRow(handle=handle, start=len(prompt) + step - 1, count=1, blocks=table, sample=True)
-                for handle, prompt, table in zip(handles, prompts, tables, strict=True)
-            )
-            for mine, result in zip(results, self._run(rows, starts if step == 0 else ()), strict=True):
-                mine.append(result)
-        self._run((), ends=tuple(handles))
-        return [_continuation(mine) for mine in results]
-
-    def _run(
-        self, rows: tuple[StepRow, ...], starts: tuple[SequenceStart, ...] = (), ends: tuple[int, ...] = ()
-    ) -> tuple[RowResult, ...]:
+    def run(self) -> list[Continuation]:
+        starts = tuple(self._start(one) for one in self._all)
+        while running := [one for one in self._all if len(one.tokens) < self._new_tokens]:
+            self._step(running, starts)
+            starts = ()
         self._plans += 1
-        results = self._executor.execute(StepPlan(number=self._plans, rows=rows, starts=starts, ends=ends)).rows
-        if faults := [result.fault for result in results if result.fault is not None]:
-            raise SegueError(f"a step failed: {faults[0]}")
-        return results
+        self._watched.executor.execute(StepPlan(number=self._plans, rows=(), ends=tuple(one.handle for one in self._all)))
+        return [Continuation(tokens=tuple(one.tokens), bits=tuple(one.digests)) for one in self._all]
 
+    def _step(self, running: Sequence[_Progress], starts: tuple[SequenceStart, ...]) -> None:
+        rows = tuple(self._row(one) for one in running)
+        self._plans += 1
+        results = self._watched.executor.execute(StepPlan(number=self._plans, rows=rows, starts=starts)).rows
+        digests = iter(self._watched.forward.take())
+        for one, row, result in zip(running, rows, results, strict=True):
+            if result.fault is not None:
+                raise SegueError(f"a step failed: {result.fault}")
+            one.computed += row.count
+            if result.token is not None:
+                one.tokens.append(result.token)
+                one.digests.append(next(digests))
 
-def _start(handle: int, tokens: Sequence[int]) -> SequenceStart:
-    sampling = SamplingParameters(
-        max_tokens=4096, seed=0, temperature=0.0, ignore_eos=True, logprobs=_ALTERNATIVES, prompt_logprobs=_ALTERNATIVES
-    )
-    return SequenceStart(handle=handle, choice=0, prompt_length=len(tokens), tokens=tuple(tokens), sampling=sampling, eos_token_ids=())
+    def _row(self, one: _Progress) -> StepRow:
+        left = len(one.prompt) + len(one.tokens) - one.computed
+        count = left if self._chunk is None else min(left, self._chunk)
+        return StepRow(handle=one.handle, start=one.computed, count=count, blocks=one.blocks, sample=count == left)
 
-
-def _continuation(results: Sequence[RowResult]) -> Continuation:
-    tokens = tuple(result.token for result in results if result.token is not None)
-    tops = tuple(() if result.logprobs is None else result.logprobs.top for result in results)
-    return Continuation(tokens=tokens, tops=tops)
+    def _start(self, one: _Progress) -> SequenceStart:
+        return SequenceStart(
+            handle=one.handle,
+            choice=0,
+            prompt_length=len(one.prompt),
+            tokens=tuple(one.prompt),
+            sampling=greedy(self._new_tokens),
+            eos_token_ids=(),
+        )
