@@ -23,7 +23,7 @@ SUBCOMMANDS = {
     "message-reference": Subcommand("tools.message_reference", "print the page of all messages, made from the code"),
     "module-lists": Subcommand("tools.module_lists", "renew the lists of modules in the READMEs"),
     "bench-engine": Subcommand("tools.bench_engine", "measure the engine against the limits of this machine"),
-    "eval-engine": Subcommand("tools.eval_engine", "compare every forward and dtype with float32 torch"),
+    "eval-engine": Subcommand("tools.eval_engine", "prove the tokens: every way of computing against transformers"),
     "simulate-faults": Subcommand("tools.simulate_faults", "run the whole mesh in virtual time under faults drawn from seeds"),
     "bench-transfer": Subcommand("tools.bench_transfer", "measure the ways to move KV between two processes"),
 }

@@ -50,19 +50,6 @@ def test_bench_engine_measures_every_case_against_its_limit(config_path: str, tm
     assert "Prefill, tok/s" in ended.stdout
 
 
-def test_eval_engine_finds_the_reference_equal_to_itself(config_path: str, tmp_path: Path) -> None:
-    answers = tmp_path / "answers.json"
-    ended = run(
-        "eval-engine", config_path, "--load-format", "dummy", "--weights", "float32",
-        "--prompts", "5", "--tokens", "6", "--batch", "2",
-        "--json", str(answers),
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    for found in json.loads(answers.read_text()):
-        assert found["perplexity_ratio"] == pytest.approx(1.0, abs=1e-5), found["name"]
-        assert found["equal"] + found["ties"] == found["continuations"] == 5
-
-
 def test_a_wrong_flag_ends_with_its_name(config_path: str) -> None:
     ended = run("bench-engine", config_path, "--load-format", "dummy", "--weights", "int3")
     assert ended.returncode == 2

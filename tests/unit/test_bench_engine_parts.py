@@ -1,13 +1,11 @@
-"""Parts of `bench-engine` and `eval-engine` that are plain arithmetic on what was measured or answered."""
+"""Parts of `bench-engine` that are plain arithmetic on what was measured."""
 
-import math
 from pathlib import Path
 
 import pytest
 
 from common.engine.model_config import ModelConfig
 from common.engine.step_limits import MachineLimits, decode_limit_s, float_weight_bytes, prefill_limit_s
-from common.values.tokens import PositionLogprobs
 from tools.bench_engine_machine import Machine
 from tools.bench_engine_options import BenchOptions
 from tools.bench_engine_peers import Missing, find_llama, find_vllm
@@ -16,9 +14,6 @@ from tools.bench_engine_report import make_report
 from tools.bench_engine_rounds import Draw, Samples, Way
 from tools.bench_engine_subject import Case, DecodeCase, PrefillCase, blocks_needed, first_length
 from tools.bench_engine_table import as_text
-from tools.eval_engine_compare import compare
-from tools.eval_engine_material import Material
-from tools.eval_engine_run import Answers, Continuation
 
 CONFIG = ModelConfig(
     architecture="LlamaForCausalLM", model_type="llama", layers=2, hidden_size=64, intermediate_size=96, heads=4, kv_heads=2,
@@ -138,22 +133,3 @@ def test_absent_peers_are_said_to_be_absent(tmp_path: Path) -> None:
     for found in (find_vllm(None), find_vllm(str(tmp_path / "python")), find_llama(str(tmp_path))):
         assert isinstance(found, Missing)
         assert "not installed" in found.reason
-
-
-def scored(token: int, logprob: float) -> PositionLogprobs:
-    return PositionLogprobs(logprob=logprob, rank=1, top=((token, logprob),))
-
-
-def test_agreement_counts_equal_tokens_before_the_first_difference_and_ties() -> None:
-    reference_tops = (((1, -0.1),), ((2, -0.5), (9, -0.5004)), ((3, -0.1), (8, -2.0)), ((4, -0.1),))
-    reference = Continuation(tokens=(1, 2, 3, 4), tops=reference_tops)
-    tie = Continuation(tokens=(1, 9, 3, 4), tops=())
-    worse = Continuation(tokens=(1, 2, 8, 4), tops=())
-    theirs = Answers(scores=(scored(5, -1.0), scored(6, -2.0)), continuations=(reference,) * 3)
-    mine = Answers(scores=(scored(5, -1.2), scored(7, -2.2)), continuations=(reference, tie, worse))
-    found = compare("mine", mine, theirs, Material(text=(1, 2, 3), prompts=((1,),) * 3))
-    assert (found.equal, found.ties, found.continuations, found.scored) == (1, 1, 3, 2)
-    assert found.equal_tokens_share == pytest.approx((1.0 + 0.25 + 0.5) / 3)
-    assert found.same_likeliest == 0.5
-    assert found.perplexity == pytest.approx(math.exp(1.7))
-    assert found.perplexity_ratio == pytest.approx(math.exp(0.2))
