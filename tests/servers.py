@@ -101,6 +101,19 @@ async def running_valkey(*options: str) -> AsyncIterator[RunningServer]:
 
 
 @asynccontextmanager
+async def running_sentinel(name: str, primary_port: int) -> AsyncIterator[RunningServer]:
+    """One sentinel that watches a primary on loopback, and decides alone."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="segue-sentinel-") as folder:
+        configuration = Path(folder) / "sentinel.conf"
+        lines = ["bind 127.0.0.1", f"port {port}", f"dir {folder}", f"sentinel monitor {name} 127.0.0.1 {primary_port} 1"]
+        configuration.write_text("\n".join(lines) + "\n")
+        command = [_valkey_server(), str(configuration), "--sentinel"]
+        async with _running(RunningServer(f"redis://127.0.0.1:{port}", port, command, f"+monitor master {name}")) as server:
+            yield server
+
+
+@asynccontextmanager
 async def _running(server: RunningServer) -> AsyncIterator[RunningServer]:
     try:
         await server.start()

@@ -40,7 +40,7 @@ def serve(settings: ServeSettings, environ: Mapping[str, str], view: TerminalVie
     """Returns the exit status once everything has ended."""
     with contextlib.ExitStack() as held:
         listener = held.enter_context(listen_for_gateway(settings.gateway.host, settings.gateway.port))
-        asyncio.run(check_brokers(settings.nats_url, settings.redis_url))
+        asyncio.run(check_brokers(settings.given_mesh, nats=settings.nats_url is not None, redis=settings.redis_url is not None))
         workers = sum(settings.worker_counts)
         model = prepare_model(settings.worker, environ, workers=workers, say=view.say, ask_mesh=lambda key: _mesh_dtype(settings, key))
         view.say(f"model {model.name} from {model.source}")
@@ -67,7 +67,7 @@ def _mesh_dtype(settings: ServeSettings, key: ModelKey) -> KvDtype | None:
     """In a store of our own nobody has settled anything yet."""
     if settings.redis_url is None:
         return None
-    return asyncio.run(mesh_dtype(settings.redis_url, settings.worker.mesh.name, key))
+    return asyncio.run(mesh_dtype(settings.given_mesh, key))
 
 
 def claim_cores(settings: ServeSettings, claims: CoreClaims, view: TerminalView) -> CorePlan:

@@ -6,6 +6,7 @@ import socket
 
 from common.protocol.subjects import Names
 from common.runtime.dtype_agreement import DtypeAgreement
+from common.runtime.settings import MeshSettings
 from common.values.errors import SettingsError
 from common.values.ids import ModelKey
 from common.values.kv_layout import KvDtype
@@ -37,27 +38,25 @@ def listen_for_gateway(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def check_brokers(nats_url: str | None, redis_url: str | None) -> None:
+async def check_brokers(mesh: MeshSettings, *, nats: bool, redis: bool) -> None:
     """Raises BrokerUnavailable, StoreUnavailable or SettingsError for a given server that does not answer as it should."""
-    if nats_url is not None:
-        from common.adapters.nats_broker import NatsBroker
+    from common.runtime.broker_connections import connect_broker, connect_store
 
-        broker = await NatsBroker.connect(nats_url.split(","), name="segue-serve", connect_timeout_s=ANSWER_TIMEOUT_S)
+    if nats:
+        broker = await connect_broker(mesh, name="segue-serve")
         await broker.close()
-    if redis_url is not None:
-        from common.adapters.redis_store import RedisStore
-
-        store = await RedisStore.connect(redis_url.split(","), timeout_s=ANSWER_TIMEOUT_S)
+    if redis:
+        store = await connect_store(mesh, timeout_s=ANSWER_TIMEOUT_S)
         await store.close()
 
 
-async def mesh_dtype(redis_url: str, mesh: str, model: ModelKey) -> KvDtype | None:
+async def mesh_dtype(mesh: MeshSettings, model: ModelKey) -> KvDtype | None:
     """The dtype that running workers of the model have settled on."""
-    from common.adapters.redis_store import RedisStore
+    from common.runtime.broker_connections import connect_store
 
-    store = await RedisStore.connect(redis_url.split(","), timeout_s=ANSWER_TIMEOUT_S)
+    store = await connect_store(mesh, timeout_s=ANSWER_TIMEOUT_S)
     try:
-        return await DtypeAgreement(store, Names(mesh).dtype_key(model)).fixed()
+        return await DtypeAgreement(store, Names(mesh.name).dtype_key(model)).fixed()
     finally:
         await store.close()
 

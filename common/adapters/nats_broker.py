@@ -9,7 +9,6 @@ questions to our own inbox, which the server answers by delivering them.
 
 import asyncio
 import logging
-import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from common.adapters.outbox import Outbox, Outgoing
 from common.adapters.reply_waiters import ReplyWaiters, await_reply
 from common.ports.broker import Message
 from common.values.errors import BrokerUnavailable, PayloadTooLarge
+from common.values.server_access import ANONYMOUS, SYSTEM_TLS, NatsIdentity, TlsFiles
 
 NO_RESPONDERS_STATUS = "503"
 CONFIRM_TIMEOUT_S = 5.0
@@ -51,11 +51,12 @@ class NatsBroker:
         *,
         name: str,
         on_state: Callable[[bool], None] | None,
-        tls: ssl.SSLContext | None,
+        tls: TlsFiles,
+        identity: NatsIdentity,
         max_outbox_bytes: int,
     ) -> None:
         self._counts: Counter[str] = Counter(published=0, delivered=0, dropped=0, errors=0, connections=0, handler_errors=0)
-        self._connection = NatsConnection(urls, name=name, tls=tls, on_state=self._take_state, counts=self._counts)
+        self._connection = NatsConnection(urls, name=name, tls=tls, identity=identity, on_state=self._take_state, counts=self._counts)
         self._name = name
         self._on_state = on_state
         self._outbox = Outbox(max_outbox_bytes)
@@ -72,15 +73,16 @@ class NatsBroker:
         name: str,
         connect_timeout_s: float = 5.0,
         on_state: Callable[[bool], None] | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: TlsFiles = SYSTEM_TLS,
+        identity: NatsIdentity = ANONYMOUS,
         max_outbox_bytes: int = 16 << 20,
     ) -> "NatsBroker":
         """Connect to the first of these servers (of one cluster) that answers; `on_state` then tells each loss and return.
 
         URLs are `nats://` or `tls://`, with `user:password@` or `token@`; the first credentials found serve all of them.
-        Raises BrokerUnavailable where none answers in time, SettingsError where an URL is none.
+        Raises BrokerUnavailable where none answers in time, SettingsError where an URL is none or a file cannot be used.
         """
-        broker = cls(urls, name=name, on_state=on_state, tls=tls, max_outbox_bytes=max_outbox_bytes)
+        broker = cls(urls, name=name, on_state=on_state, tls=tls, identity=identity, max_outbox_bytes=max_outbox_bytes)
         await broker._connection.open(connect_timeout_s)
         broker._start(connect_timeout_s)
         return broker

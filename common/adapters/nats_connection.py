@@ -9,7 +9,6 @@ nats-py reconnects by itself after a lost connection. Two things are added here:
 
 import asyncio
 import logging
-import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,8 +18,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NativeSubscription
 
+from common.adapters.nats_identity import checked_identity
 from common.adapters.server_urls import Credentials, parse_server_url, redacted_list, take_credentials
+from common.adapters.tls_context import client_context
 from common.values.errors import BrokerUnavailable
+from common.values.server_access import NatsIdentity, TlsFiles
 
 RECONNECT_WAIT_S = 0.2
 SERVER_PING_INTERVAL_S = 5
@@ -83,13 +85,21 @@ class NatsConnection:
     """`online` is set while messages can pass. `on_state` is told each change, until `close`."""
 
     def __init__(
-        self, urls: Sequence[str], *, name: str, tls: ssl.SSLContext | None, on_state: Callable[[bool], None], counts: Counter[str]
+        self,
+        urls: Sequence[str],
+        *,
+        name: str,
+        tls: TlsFiles,
+        identity: NatsIdentity,
+        on_state: Callable[[bool], None],
+        counts: Counter[str],
     ) -> None:
         parsed = [take_credentials(parse_server_url(url, schemes=("nats", "tls"), default_port=4222)) for url in urls]
         self._urls = [url for url, _ in parsed]
         self._credentials = next((found for _, found in parsed if found != Credentials()), Credentials())
         self._name = name
-        self._tls = tls
+        self._tls = client_context(tls)
+        self._identity = checked_identity(identity)
         self._on_state = on_state
         self._counts = counts
         self._subscriptions: list[NatsSubscription] = []
@@ -185,6 +195,8 @@ class NatsConnection:
             password=self._credentials.password,
             token=self._credentials.token,
             tls=self._tls,
+            user_credentials=self._identity.creds_file,
+            nkeys_seed=self._identity.nkey_file,
         )
 
     async def _discard(self, client: Client) -> None:

@@ -14,41 +14,41 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio.sentinel import MasterNotFoundError
 
-from common.adapters.server_urls import redacted, redacted_list
-from common.values.errors import InvariantBroken, SettingsError, StoreUnavailable
+from common.adapters.redis_targets import redis_targets
+from common.adapters.server_urls import redacted_list
+from common.values.errors import InvariantBroken, StoreUnavailable
+from common.values.server_access import SYSTEM_TLS, TlsFiles
 
 Result = TypeVar("Result")
-MAX_CONNECTIONS = 16
-"""At once; further operations wait for one, within their time-out."""
 SCAN_COUNT = 1000
 
 
 class RedisStore:
     """One pool of connections to the server that is primary now. Make it with `connect`; end it with `close`."""
 
-    def __init__(self, urls: Sequence[str], *, timeout_s: float) -> None:
-        self._urls = list(urls)
-        self._clients = [_client(url, timeout_s) for url in urls]
+    def __init__(self, urls: Sequence[str], *, timeout_s: float, tls: TlsFiles) -> None:
+        targets = redis_targets(urls, timeout_s=timeout_s, tls=tls)
+        self._shown = [target.shown for target in targets]
+        self._clients = [target.client for target in targets]
         self._timeout_s = timeout_s
         self._active = 0
         self._is_checked = False
         self._counts: Counter[str] = Counter(operations=0, errors=0, conflicts=0)
 
     @classmethod
-    async def connect(cls, urls: Sequence[str], *, timeout_s: float = 2.0) -> "RedisStore":
+    async def connect(cls, urls: Sequence[str], *, timeout_s: float = 2.0, tls: TlsFiles = SYSTEM_TLS) -> "RedisStore":
         """Connect to the first of these servers (one primary and its replicas) that is primary and answers.
 
-        URLs are `redis://`, `rediss://` (TLS) or `unix://`, with `user:password@` and `/database` where needed.
-        Raises StoreUnavailable where none answers, SettingsError where an URL is none.
+        `redis_targets` says what URLs there are. Raises StoreUnavailable where none answers, SettingsError where an URL is none
+        or a file cannot be used.
         """
-        store = cls(urls, timeout_s=timeout_s)
+        store = cls(urls, timeout_s=timeout_s, tls=tls)
         reasons = []
-        for _ in urls:
+        for _ in store._clients:
             try:
                 await store._run(_ping)
                 return store
@@ -177,7 +177,7 @@ class RedisStore:
         if index == self._active:
             self._active = (index + 1) % len(self._clients)
             self._is_checked = False
-        raise StoreUnavailable(f"Redis at {redacted(self._urls[index])}: {reason}")
+        raise StoreUnavailable(f"Redis at {self._shown[index]}: {reason}")
 
     async def _watched(self, client: Redis, key: str, attempt: Callable[[Pipeline], Awaitable[bool]]) -> bool:
         """Try until nobody else writes the key between the look and the write; the time-out around it is the bound."""
@@ -205,27 +205,12 @@ class RedisStore:
                 return "it is still loading its data"
             case exceptions.TimeoutError() | TimeoutError():
                 return f"no answer within {self._timeout_s:g} s"
+            case MasterNotFoundError():
+                return "the sentinels know no primary of that name, or none answers"
             case exceptions.ConnectionError() | OSError():
                 return str(error) or "the connection was lost"
             case _:
                 return f"it refused the command ({_error_code(error)})"
-
-
-def _client(url: str, timeout_s: float) -> Redis:
-    """Half of the time-out for each wait, so that giving an operation up (UNWATCH on a dead server) is bounded as well."""
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url if "://" in url else f"redis://{url}",
-            max_connections=MAX_CONNECTIONS,
-            timeout=timeout_s,
-            socket_timeout=timeout_s / 2,
-            socket_connect_timeout=timeout_s / 2,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-        )
-    except ValueError:
-        raise SettingsError(f"{redacted(url)} is not a Redis URL: it takes redis://, rediss:// or unix://") from None
-    return Redis.from_pool(pool)
 
 
 async def _ping(client: Redis) -> None:

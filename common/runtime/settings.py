@@ -11,6 +11,7 @@ from typing import Literal, cast
 from common.runtime.settings_kinds import (
     BYTES,
     CORES,
+    FILE,
     IDENTIFIER,
     PORT,
     SWITCH,
@@ -35,9 +36,27 @@ class MeshSettings:
 
     name: str = setting(IDENTIFIER, "default", "name of the mesh: members of one name see each other", key="mesh")
     nats_url: str = setting(
-        TEXT, "nats://127.0.0.1:4222", "NATS servers, comma-separated; user:password@ and tls:// work", secret=True
+        TEXT,
+        "nats://127.0.0.1:4222",
+        "NATS servers of one cluster, comma-separated; user:password@ or token@, percent-encoded; tls:// is TLS",
+        secret=True,
     )
-    redis_url: str = setting(TEXT, "redis://127.0.0.1:6379/0", "Redis or Valkey server; rediss:// is TLS", secret=True)
+    redis_url: str = setting(
+        TEXT,
+        "redis://127.0.0.1:6379/0",
+        "Redis or Valkey: a primary and its replicas, comma-separated; rediss:// is TLS; "
+        "or sentinels, each sentinel://host:26379/NAME-OF-THE-PRIMARY",
+        secret=True,
+    )
+    tls_ca_file: str | None = setting(
+        auto_or(FILE), None, "certificates (PEM) that tls:// and rediss:// servers must be signed by", shown_default="the system's"
+    )
+    tls_cert_file: str | None = setting(
+        auto_or(FILE), None, "our own certificate (PEM), where a server asks for one", shown_default="none"
+    )
+    tls_key_file: str | None = setting(auto_or(FILE), None, "key of our own certificate", shown_default="in the certificate's file")
+    nats_creds_file: str | None = setting(auto_or(FILE), None, "NATS credentials file (JWT and key)", shown_default="none")
+    nats_nkey_file: str | None = setting(auto_or(FILE), None, "file with an nkey seed for NATS", shown_default="none")
     cluster_key_file: str | None = setting(
         auto_or(TEXT), None, "file with the key that workers prove to each other before any KV moves", shown_default="none"
     )

@@ -7,6 +7,7 @@ is not of the kind; the caller adds the setting's name and where the value came 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -143,7 +144,13 @@ def _read_cores(value: object) -> tuple[int, ...]:
     return tuple(sorted(cores))
 
 
+def _read_file(value: object) -> str:
+    """Absolute: the process that reads the file may run in another folder."""
+    return str(Path(_read_any_text(value)).expanduser().resolve())
+
+
 TEXT: Kind[str] = Kind(takes="a text", read=_read_any_text)
+FILE: Kind[str] = Kind(takes="the path of a file", read=_read_file)
 IDENTIFIER: Kind[str] = Kind(takes="letters, digits, - and _ (at most 128)", read=_read_identifier)
 SWITCH: Kind[bool] = Kind(takes="true or false", read=_read_switch, switch=True)
 BYTES: Kind[int] = Kind(takes="a number of bytes, with a suffix such as 512MiB or 2GiB", read=_read_size)

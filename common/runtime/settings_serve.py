@@ -1,8 +1,8 @@
 """What `segue serve` takes: how many workers, on which cores, and the settings it passes on to gateway and workers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from common.runtime.settings import GatewaySettings, WorkerSettings
+from common.runtime.settings import GatewaySettings, MeshSettings, WorkerSettings
 from common.runtime.settings_kinds import CORES, TEXT, auto_or, number_of_seconds, whole
 from common.runtime.settings_sources import setting
 from common.values.errors import SettingsError
@@ -30,6 +30,12 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not sum(self.worker_counts):
             raise SettingsError("prefill, decode and both are all 0: at least one worker is needed")
+
+    @property
+    def given_mesh(self) -> MeshSettings:
+        """The mesh's settings with the servers that were named; where none was, the default, which serve replaces by its own."""
+        given = {name: url for name, url in (("nats_url", self.nats_url), ("redis_url", self.redis_url)) if url is not None}
+        return replace(self.worker.mesh, **given)
 
     @property
     def worker_counts(self) -> tuple[int, int, int]:

@@ -15,9 +15,7 @@ from typing import cast
 import uvloop
 
 from common.adapters.kv_transport import build_kv_transport
-from common.adapters.nats_broker import NatsBroker
 from common.adapters.peer_network import TcpPeerNetwork
-from common.adapters.redis_store import RedisStore
 from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.worker import WorkerCore, WorkerLimits
 from common.policy.batching import StepLimits
@@ -25,6 +23,7 @@ from common.policy.block_pool import BlockPool
 from common.ports.kv_transport import KvRegion
 from common.protocol.subjects import Names
 from common.runtime.adapter_metrics import show_adapter_metrics
+from common.runtime.broker_connections import connect_broker, connect_store
 from common.runtime.dtype_agreement import DtypeAgreement
 from common.runtime.failpoints import Failpoints
 from common.runtime.incarnation import make_incarnation
@@ -118,9 +117,9 @@ async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyn
     cluster_key = _cluster_key(settings)
     metrics = Metrics()
     async with AsyncExitStack() as closing:
-        broker = await NatsBroker.connect(settings.mesh.nats_url.split(","), name=settings.id)
+        broker = await connect_broker(settings.mesh, name=settings.id)
         closing.push_async_callback(broker.close)
-        store = await RedisStore.connect(settings.mesh.redis_url.split(","))
+        store = await connect_store(settings.mesh)
         closing.push_async_callback(store.close)
         tiers = cast("tuple[Tier, ...]", settings.kv_tiers)
         transport = build_kv_transport(tiers=tiers, host=settings.host, observer=PullObserver(metrics))

@@ -8,10 +8,9 @@ from os import environ
 
 import uvloop
 
-from common.adapters.nats_broker import NatsBroker
-from common.adapters.redis_store import RedisStore
 from common.protocol.subjects import Names
 from common.runtime.adapter_metrics import show_adapter_metrics
+from common.runtime.broker_connections import connect_broker, connect_store
 from common.runtime.failpoints import Failpoints
 from common.runtime.incarnation import make_incarnation
 from common.runtime.leave_process import leave_process
@@ -53,9 +52,8 @@ async def run(settings: GatewaySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listening = _socket(settings)
-    urls = settings.mesh.nats_url.split(",")
-    broker = await NatsBroker.connect(urls, name=settings.id)
-    store = await RedisStore.connect(settings.mesh.redis_url.split(","))
+    broker = await connect_broker(settings.mesh, name=settings.id)
+    store = await connect_store(settings.mesh)
     incarnation = make_incarnation()
     mesh = LiveMesh(
         gateway=GatewayId(f"{settings.id}-{incarnation}"),  # frames for one process must never reach the next one

@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
-import ssl
-import subprocess
+import os
 from pathlib import Path
 
 import pytest
 import uvloop
 
 from common.adapters.nats_broker import NatsBroker
+from common.adapters.redis_store import RedisStore
 from common.values.errors import BrokerUnavailable, SettingsError
+from common.values.server_access import NatsIdentity, TlsFiles
+from tests.certificates import make_authority
 from tests.contract.broker_worlds import WAIT_S, Inbox, States
 from tests.servers import RunningServer, free_port, running_nats
 
@@ -59,25 +61,83 @@ async def test_a_token_is_taken() -> None:
 
 
 async def test_tls_works_and_a_tls_url_never_falls_back_to_plain_text(tmp_path: Path, nats_server: RunningServer) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    await asyncio.to_thread(
-        subprocess.run,
-        [*command, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-    )
-    context = ssl.create_default_context(cafile=str(certificate))
-    async with running_nats("--tls", "--tlscert", str(certificate), "--tlskey", str(key)) as server:
-        broker = await NatsBroker.connect([server.url.replace("nats:", "tls:")], name="test", tls=context)
+    authority = await make_authority(tmp_path)
+    tls = TlsFiles(ca=authority.ca)
+    async with running_nats("--tls", "--tlscert", authority.certificate, "--tlskey", authority.key) as server:
+        url = server.url.replace("nats:", "tls:")
+        broker = await NatsBroker.connect([url], name="test", tls=tls)
         assert await broker.ping(timeout_s=WAIT_S)
+        await server.kill()
+        await server.start()
+        async with asyncio.timeout(WAIT_S):
+            while not await broker.ping(timeout_s=1.0):
+                await asyncio.sleep(0.1)
         await broker.close()
         with pytest.raises(BrokerUnavailable, match=r"(?i)certificate"):
-            await NatsBroker.connect([server.url.replace("nats:", "tls:")], name="test", connect_timeout_s=1)
+            await NatsBroker.connect([url], name="test", connect_timeout_s=1)
+        with pytest.raises(BrokerUnavailable, match=r"(?i)certificate|hostname"):
+            await NatsBroker.connect([url.replace("127.0.0.1", "localhost")], name="test", tls=tls, connect_timeout_s=1)
     with pytest.raises(BrokerUnavailable, match="secure connection not available"):
-        await NatsBroker.connect(
-            [nats_server.url.replace("nats://", "tls://ada:pw@")], name="test", tls=context, connect_timeout_s=0.5
-        )
+        await NatsBroker.connect([nats_server.url.replace("nats://", "tls://ada:pw@")], name="test", tls=tls, connect_timeout_s=0.5)
+
+
+async def test_a_server_that_asks_for_our_certificate_gets_it(tmp_path: Path) -> None:
+    authority = await make_authority(tmp_path)
+    options = ("--tlsverify", "--tlscacert", authority.ca, "--tlscert", authority.certificate, "--tlskey", authority.key)
+    async with running_nats(*options) as server:
+        url = server.url.replace("nats:", "tls:")
+        ours = TlsFiles(ca=authority.ca, certificate=authority.certificate, key=authority.key)
+        broker = await NatsBroker.connect([url], name="test", tls=ours)
+        assert await broker.ping(timeout_s=WAIT_S)
+        await broker.close()
+        with pytest.raises(BrokerUnavailable):
+            await NatsBroker.connect([url], name="test", tls=TlsFiles(ca=authority.ca), connect_timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    ("tls", "names"),
+    [
+        (TlsFiles(ca="/nowhere/ca.pem"), "tls_ca_file /nowhere/ca.pem"),
+        (TlsFiles(ca=__file__), "tls_ca_file"),
+        (TlsFiles(certificate="/nowhere/own.pem"), "tls_cert_file /nowhere/own.pem"),
+        (TlsFiles(key="/nowhere/key.pem"), "tls_key_file"),
+    ],
+)
+async def test_a_tls_file_that_cannot_be_used_is_named(tls: TlsFiles, names: str) -> None:
+    with pytest.raises(SettingsError, match=names):
+        await NatsBroker.connect(["nats://127.0.0.1:1"], name="test", tls=tls)
+    with pytest.raises(SettingsError, match=names):
+        await RedisStore.connect(["redis://127.0.0.1:1"], tls=tls)
+
+
+async def test_an_identity_file_that_cannot_be_used_is_named_without_its_content(tmp_path: Path) -> None:
+    odd = tmp_path / "odd.creds"
+    odd.write_text("s3cret")
+    for identity in (
+        NatsIdentity(creds_file="/nowhere/a.creds"),
+        NatsIdentity(creds_file=str(odd)),
+        NatsIdentity(nkey_file=str(odd)),
+        NatsIdentity(creds_file=str(odd), nkey_file=str(odd)),
+    ):
+        with pytest.raises(SettingsError, match=r"nats_\w+_file") as caught:
+            await NatsBroker.connect(["nats://127.0.0.1:1"], name="test", identity=identity)
+        assert "s3cret" not in str(caught.value)
+
+
+async def test_an_nkey_is_taken(tmp_path: Path) -> None:
+    nkeys = pytest.importorskip("nkeys", reason="nkeys: the optional package that signs with NATS keys is not installed")
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    file = tmp_path / "user.nk"
+    file.write_bytes(seed)
+    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    configuration = tmp_path / "nats.conf"
+    configuration.write_text(f"authorization {{ users: [ {{ nkey: {public} }} ] }}\n")
+    async with running_nats("--config", str(configuration)) as server:
+        broker = await NatsBroker.connect([server.url], name="test", identity=NatsIdentity(nkey_file=str(file)))
+        assert await broker.ping(timeout_s=WAIT_S)
+        await broker.close()
+        with pytest.raises(BrokerUnavailable):
+            await NatsBroker.connect([server.url], name="test", connect_timeout_s=0.5)
 
 
 async def test_a_ping_given_up_on_a_frozen_server_does_not_harm_the_connection(nats_server: RunningServer) -> None:
