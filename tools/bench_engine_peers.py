@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from common.engine.model_files import ModelFolder
+from common.engine.quantized_file import QUANTIZED_FILE
 from common.values.errors import SegueError
 from tools.bench_engine_subject import DecodeCase, PrefillCase, first_length
 
@@ -52,14 +53,14 @@ class _Answer(msgspec.Struct):
 class VllmSubject:
     """A process that holds vLLM's engine and answers a request a line. Its start compiles the model, which takes a minute or two."""
 
-    def __init__(self, folder: ModelFolder, weights: str, options: VllmOptions) -> None:
+    def __init__(self, model: Path, weights: str, options: VllmOptions, *, dummy: bool) -> None:
         self.name = "vLLM"
         self.weights = weights
         self.kv_item_bytes = 4 if weights == "float32" else 2
         self.visits: int | None = None
         self._log = options.log
-        command = [options.python, str(_VLLM_PROGRAM), "--model", str(folder.path), "--dtype", weights, "--clock", options.clock]
-        command += ["--cores", ",".join(map(str, options.cores)), *(["--dummy"] if folder.dummy else [])]
+        command = [options.python, str(_VLLM_PROGRAM), "--model", str(model), "--dtype", weights, "--clock", options.clock]
+        command += ["--cores", ",".join(map(str, options.cores)), *(["--dummy"] if dummy else [])]
         command += ["--max-model-len", str(options.max_model_len), "--max-num-seqs", str(options.max_num_seqs)]
         with open(options.log, "ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
@@ -159,6 +160,17 @@ def find_vllm(python: str | None) -> str | Missing:
     except OSError as error:
         return Missing(name="vLLM", reason=f"not installed: {python}: {error.strerror}")
     return python if has_it else Missing(name="vLLM", reason=f"not installed: {python} has no vllm")
+
+
+def without_blocks(folder: ModelFolder, links: Path) -> Path:
+    """The model's folder as vLLM can load it: it takes every safetensors file for weights, our quantised matrices too."""
+    if not (folder.path / QUANTIZED_FILE).exists():
+        return folder.path
+    links.mkdir()
+    for path in folder.path.iterdir():
+        if path.name != QUANTIZED_FILE:
+            (links / path.name).symlink_to(path.resolve())
+    return links
 
 
 def find_llama(folder: str | None) -> Path | Missing:

@@ -40,7 +40,7 @@ class Samples:
     @property
     def own_share(self) -> float:
         """The part of the time in which this process was running, while it measured itself: 1 where nothing disturbed it."""
-        return self.cpu_s / self.wall_s if self.wall_s else 1.0
+        return min(1.0, self.cpu_s / self.wall_s) if self.wall_s else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

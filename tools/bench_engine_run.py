@@ -23,7 +23,7 @@ from common.values.kv_layout import KvDtype
 from common.values.sampling import SamplingParameters
 from tools.bench_engine_machine import look_at_machine
 from tools.bench_engine_options import FLOATS, FORWARDS, BenchOptions
-from tools.bench_engine_peers import LlamaSubject, Missing, VllmOptions, VllmSubject, find_llama, find_vllm
+from tools.bench_engine_peers import LlamaSubject, Missing, VllmOptions, VllmSubject, find_llama, find_vllm, without_blocks
 from tools.bench_engine_report import Report, make_report
 from tools.bench_engine_rounds import Bench, Draw
 from tools.bench_engine_subject import Case, DecodeCase, EngineSubject, PrefillCase, Subject, blocks_needed
@@ -127,7 +127,8 @@ def _vllm(options: BenchOptions, folder: ModelFolder, owned: ExitStack, on_progr
     if isinstance(python, Missing):
         return [], [python]
     longest = max((*options.prefill, *options.contexts))
-    log = Path(owned.enter_context(tempfile.TemporaryDirectory(prefix="segue-bench-"))) / "vllm.log"
+    own = Path(owned.enter_context(tempfile.TemporaryDirectory(prefix="segue-bench-")))
+    log, model = own / "vllm.log", without_blocks(folder, own / "model")
     vllm = VllmOptions(
         python=python,
         cores=options.cores[: options.thread_count],
@@ -141,7 +142,7 @@ def _vllm(options: BenchOptions, folder: ModelFolder, owned: ExitStack, on_progr
     for weights in (weights for weights in options.weights if weights in FLOATS):
         on_progress(f"loading vLLM {weights}, which compiles for a minute or more")
         try:
-            subject = VllmSubject(folder, weights, vllm)
+            subject = VllmSubject(model, weights, vllm, dummy=folder.dummy)
         except SegueError:
             missing.append(Missing(name=f"vLLM {weights}", reason=f"did not start: {_last_line(log)}"))
             continue
@@ -151,8 +152,10 @@ def _vllm(options: BenchOptions, folder: ModelFolder, owned: ExitStack, on_progr
 
 
 def _last_line(log: Path) -> str:
+    """What went wrong, where the log says it: its end may be a bar of progress."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "it said nothing"
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["it said nothing"])[-1][:300]
 
 
 def _llama(options: BenchOptions) -> tuple[list[Subject], list[Missing]]:
