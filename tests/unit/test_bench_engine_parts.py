@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from common.engine.model_config import ModelConfig
+from common.engine.model_files import ModelFolder
+from common.engine.quantized_file import QUANTIZED_FILE
 from common.engine.step_limits import MachineLimits, decode_limit_s, float_weight_bytes, prefill_limit_s
 from tools.bench_engine_machine import Machine
 from tools.bench_engine_options import BenchOptions
-from tools.bench_engine_peers import Missing, find_llama, find_vllm
+from tools.bench_engine_peers import Missing, find_llama, find_vllm, without_blocks
 from tools.bench_engine_ratios import four_bit_line, peer_table
 from tools.bench_engine_report import make_report
 from tools.bench_engine_rounds import Draw, Samples, Way
@@ -117,6 +119,18 @@ def test_ratios_are_to_the_same_weights_and_to_the_limit_of_float32() -> None:
     assert peer_table(report, "prefill") == ""
     limits = {figure.weights: figure.limit_s for figure in report.cases if figure.kind == "prefill"}
     assert limits["int8"] == limits["float32"], "eight bits are kept, and multiplied as float32"
+
+
+def test_vllm_is_given_the_weights_without_our_blocks(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("x", encoding="utf-8")
+    folder = ModelFolder(path=tmp_path / "model", name="m", config_path=tmp_path / "model" / "config.json", weights=())
+    assert without_blocks(folder, tmp_path / "links") == folder.path
+    (tmp_path / "model" / QUANTIZED_FILE).write_text("x", encoding="utf-8")
+    links = without_blocks(folder, tmp_path / "links")
+    assert {path.name for path in links.iterdir()} == {"config.json", "model.safetensors"}
+    assert (links / "model.safetensors").read_text(encoding="utf-8") == "x"
 
 
 def test_wrong_flags_are_named() -> None:
