@@ -21,8 +21,10 @@ from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.worker import WorkerCore, WorkerLimits
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
+from common.ports.broker import Broker
 from common.ports.generation import GenerationRequest, TokenEvent
 from common.protocol.subjects import Names
+from common.protocol.wire_version import WIRE_VERSION
 from common.runtime.incarnation import make_incarnation
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
 from common.runtime.worker_service import WorkerService
@@ -32,6 +34,7 @@ from common.values.model_card import ModelCard
 from common.values.sampling import SamplingParameters
 from common.values.worker import Role
 from services.gateway.mesh_client import LiveMesh
+from tests.other_release import OtherReleaseBroker, OtherReleasePeers
 
 VOCAB = 1000
 EOS = 2
@@ -62,8 +65,10 @@ class MeshInMemory:
     gateways: list[tuple[LiveMesh, asyncio.Task[None]]] = field(default_factory=list)
     gateway_brokers: dict[str, MemoryBroker] = field(default_factory=dict)
 
-    async def start_gateway(self, name: str = "g0") -> LiveMesh:
-        self.gateway_brokers[name] = broker = self.broker.connect()
+    async def start_gateway(self, name: str = "g0", *, version: int = WIRE_VERSION) -> LiveMesh:
+        """Of another `version` all that it says is, and has fields of its own."""
+        self.gateway_brokers[name] = own = self.broker.connect()
+        broker: Broker = own if version == WIRE_VERSION else OtherReleaseBroker(own, version)
         mesh = LiveMesh(
             gateway=GatewayId(name),
             incarnation=make_incarnation(),
@@ -86,8 +91,9 @@ class MeshInMemory:
         max_tokens: int = 32,
         times: StepTimes | None = None,
         model: ModelCard | None = None,
+        version: int = WIRE_VERSION,
     ) -> "RunningWorker":
-        worker = RunningWorker(self, name, role, model or card())
+        worker = RunningWorker(self, name, role, model or card(), version)
         self.workers[name] = worker
         await worker.start(blocks=blocks, max_num_seqs=max_num_seqs, max_tokens=max_tokens, times=times)
         return worker
@@ -125,11 +131,12 @@ class MeshInMemory:
 class RunningWorker:
     """One worker of the mesh, with its shell."""
 
-    def __init__(self, mesh: MeshInMemory, name: str, role: Role, model: ModelCard) -> None:
+    def __init__(self, mesh: MeshInMemory, name: str, role: Role, model: ModelCard, version: int) -> None:
         self.mesh = mesh
         self.name = name
         self.role = role
         self.card = model
+        self.version = version
         self.stopping = asyncio.Event()
         self.ready = asyncio.Event()
         self.task: asyncio.Task[None]
@@ -167,9 +174,9 @@ class RunningWorker:
         self.broker = self.mesh.broker.connect()
         self.step_engine = step_engine = StepThread(SyntheticExecutor(vocab_size=self.card.vocab_size, region=region, times=times))
         world = WorkerWorld(
-            broker=self.broker,
+            broker=self.broker if self.version == WIRE_VERSION else OtherReleaseBroker(self.broker, self.version),
             store=self.mesh.store,
-            network=self.network,
+            network=self.network if self.version == WIRE_VERSION else OtherReleasePeers(self.network, self.version),
             transport=transport,
             region=region,
             step_engine=step_engine,

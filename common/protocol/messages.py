@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from common.protocol.wire_version import WIRE_VERSION, check_version, check_version_of
 from common.values.cache_page import CachePage
 from common.values.errors import PeerError, RequestError
 from common.values.ids import ModelKey
@@ -19,7 +20,6 @@ from common.values.sampling import SamplingParameters
 from common.values.tokens import NewTokens
 from common.values.worker import WorkerSnapshot
 
-WIRE_VERSION = 1
 MAX_CHOICES = 128
 MAX_ENTRIES = 8192
 
@@ -337,7 +337,7 @@ HandoffMessage = Offer | Accept | Busy | Refuse | Ready | Last | Ack | Withdraw 
 
 # ---------------------------------------------------------------------------------------- codec
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Wire)
 _encoder = msgspec.msgpack.Encoder()
 _inbox: "msgspec.msgpack.Decoder[InboxMessage]" = msgspec.msgpack.Decoder(InboxMessage)
 _control: "msgspec.msgpack.Decoder[ControlMessage]" = msgspec.msgpack.Decoder(ControlMessage)
@@ -387,9 +387,12 @@ def decode_gateway_beat(payload: bytes) -> GatewayBeat:
 
 def _decode(decoder: "msgspec.msgpack.Decoder[T]", payload: bytes) -> T:
     try:
-        return decoder.decode(payload)
+        message = decoder.decode(payload)
     except (msgspec.DecodeError, RequestError, ValueError, TypeError, RecursionError) as error:
+        check_version_of(payload)
         raise PeerError(f"malformed message: {error}") from error
+    check_version(message.v)
+    return message
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from common.ports.kv_transport import KvLink, KvTransport
 from common.ports.peers import PeerConnection, PeerNetwork
 from common.protocol.messages import ControlMessage, Hello, decode_control, encode
+from common.runtime.message_refusals import MessageRefusals
 from common.values.errors import PeerError
 from common.values.ids import Incarnation, ReservationId, WorkerId
 from common.values.transfer import BlockSource, PullOutcome
@@ -59,6 +60,7 @@ class PeerLinks:
         transport: KvTransport,
         tasks: asyncio.TaskGroup,
         strict_kernels: bool,
+        refusals: MessageRefusals,
         on_joined: Callable[[WorkerId], None],
         on_message: Callable[[WorkerId, ControlMessage], None],
         on_lost: Callable[[WorkerId], None],
@@ -69,6 +71,7 @@ class PeerLinks:
         self._transport = transport
         self._tasks = tasks
         self._strict_kernels = strict_kernels
+        self._refusals = refusals
         self._on_joined = on_joined
         self._on_message = on_message
         self._on_lost = on_lost
@@ -219,6 +222,7 @@ class PeerLinks:
             else:
                 peer.waiting.append(message)
         except PeerError as error:
+            self._refusals.note("control", error)
             self._lose(peer, str(error))
 
     def _said_hello(self, peer: _Peer, hello: Hello) -> None:

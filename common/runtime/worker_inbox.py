@@ -25,6 +25,7 @@ from common.protocol.messages import (
 from common.protocol.request_record import PROMPT_FIELD
 from common.protocol.subjects import Names
 from common.runtime.failpoints import Failpoints
+from common.runtime.message_refusals import MessageRefusals
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
 from common.values.errors import BrokerUnavailable, InvariantBroken, PayloadTooLarge, PeerError, SegueError, StoreUnavailable
 from common.values.ids import RequestId
@@ -47,6 +48,7 @@ class WorkerInbox:
         after_event: Callable[[], None],
         on_broken: Callable[[SegueError], None],
         failpoints: Failpoints,
+        refusals: MessageRefusals,
     ) -> None:
         self._identity = identity
         self._world = world
@@ -56,6 +58,7 @@ class WorkerInbox:
         self._after_event = after_event
         self._on_broken = on_broken
         self._failpoints = failpoints
+        self._refusals = refusals
 
     def on_inbox(self, message: Message) -> None:
         try:
@@ -67,7 +70,7 @@ class WorkerInbox:
         try:
             inbox = decode_inbox(message.payload)
         except PeerError as error:
-            logger.warning("malformed_inbox", extra={"fields": {"reason": str(error)}})
+            self._refusals.note("inbox", error)
             return
         match inbox:
             case Dispatch(prompt=None):
@@ -114,7 +117,7 @@ class WorkerInbox:
         try:
             request = decode_replay_request(message.payload)
         except PeerError as error:
-            logger.warning("malformed_replay", extra={"fields": {"reason": str(error)}})
+            self._refusals.note("replay", error)
             return
         entries = self._core.on_replay(request.items, request.gateway, request.incarnation)
         try:

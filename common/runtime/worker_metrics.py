@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from common.adapters.kv_copying import TransferRecord
 from common.mesh.engine_values import EngineLoad
+from common.runtime.message_refusals import REASONS
 from common.runtime.metrics import Metrics
 from common.runtime.worker_service import WorkerService
 
@@ -70,6 +71,9 @@ def show_worker_metrics(metrics: Metrics, service: WorkerService) -> None:
     for kind in ("entries", "tokens", "errors", "restarts"):
         family.series(kind).follow(lambda kind=kind: service.token_log.counts[kind])  # type: ignore[misc]
     metrics.gauge("segue_peers", "Workers that KV can be moved to or from.").series().follow(lambda: len(service.tiers))
+    messages = metrics.counter("segue_messages_refused_total", "Messages of the mesh that could not be taken, by reason.", ("reason",))
+    for reason in REASONS:
+        messages.series(reason).follow(lambda reason=reason: service.refusals.counts[reason])  # type: ignore[misc]
     metrics.gauge("segue_step_seconds", "Moving average of a decode step.").series().follow(lambda: meter.seconds_per_step)
     metrics.gauge("segue_prefill_token_seconds", "Moving average per prompt token.").series().follow(
         lambda: meter.seconds_per_prefill_token

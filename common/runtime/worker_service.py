@@ -42,6 +42,7 @@ from common.protocol.messages import (
 )
 from common.protocol.subjects import Names
 from common.runtime.failpoints import Failpoints
+from common.runtime.message_refusals import MessageRefusals
 from common.runtime.model_cards import CARD_RENEWAL_S, publish_card
 from common.runtime.peer_links import PeerLinks
 from common.runtime.step_meter import StepMeter
@@ -85,6 +86,7 @@ class WorkerService:
         self.token_log = TokenLogWriter(world.store, names, identity.incarnation, core.token_log, self._failpoints)
         self._owners = OwnerWatch()
         self._meter = StepMeter()
+        self.refusals = MessageRefusals()
         self._step_watch = StepWatch(self._meter)
         self._state: WorkerState = "loading"
         self._sequence_number = 0
@@ -127,7 +129,15 @@ class WorkerService:
                 self._links = self._make_links(tasks)
                 self._address = await self._links.listen()
                 inbox = WorkerInbox(
-                    self._identity, self._world, self._core, self._names, tasks, self._after_event, self.fail, self._failpoints
+                    self._identity,
+                    self._world,
+                    self._core,
+                    self._names,
+                    tasks,
+                    self._after_event,
+                    self.fail,
+                    self._failpoints,
+                    self.refusals,
                 )
                 subscriptions = [
                     await self._world.broker.subscribe(self._names.all_snapshots, self._on_snapshot),
@@ -165,7 +175,7 @@ class WorkerService:
         try:
             heard = decode_snapshot(message.payload)
         except PeerError as error:
-            logger.warning("malformed_snapshot", extra={"fields": {"reason": str(error)}})
+            self.refusals.note("snapshot", error)
             return
         snapshot = heard.snapshot
         if snapshot.worker == self._identity.worker:
@@ -179,7 +189,7 @@ class WorkerService:
         try:
             beat = decode_gateway_beat(message.payload)
         except PeerError as error:
-            logger.warning("malformed_beat", extra={"fields": {"reason": str(error)}})
+            self.refusals.note("beat", error)
             return
         self._owners.beat(GatewayId(beat.gateway), Incarnation(beat.incarnation), self._now())
 
@@ -448,6 +458,7 @@ class WorkerService:
             transport=self._world.transport,
             tasks=tasks,
             strict_kernels=identity.strict_kernels,
+            refusals=self.refusals,
             on_joined=self._on_joined,
             on_message=self._on_control,
             on_lost=self._on_lost,

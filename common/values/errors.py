@@ -16,6 +16,7 @@ SegueError
 │   └── BrokerUnavailable / StoreUnavailable
 ├── RequestFailed             an accepted request ended with an error (after the 200: the stream's error event)
 ├── PeerError                 another process broke the protocol: it is answered, counted and dropped
+│   └── WrongVersion          it speaks a release of the protocol that is too far from ours
 ├── SettingsError             a bad flag, environment variable or file entry: stops the start
 ├── ModelError                a model that cannot be loaded or served
 └── InvariantBroken           a bug of ours: stops the worker loudly
@@ -113,6 +114,10 @@ class RequestFailed(SegueError):
 
 class PeerError(SegueError):
     pass
+
+
+class WrongVersion(PeerError):
+    """It speaks a release of the protocol that is too far from ours."""
 
 
 class SettingsError(SegueError):

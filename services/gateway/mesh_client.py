@@ -41,6 +41,7 @@ from common.protocol.messages import (
 from common.protocol.request_record import IdempotencyMark, RequestRecord
 from common.protocol.subjects import Names
 from common.runtime.failpoints import Failpoints
+from common.runtime.message_refusals import MessageRefusals
 from common.values.errors import (
     BrokerUnavailable,
     ContextTooLong,
@@ -95,6 +96,7 @@ class LiveMesh:
         self._names = names
         self._core = GatewayCore(gateway=gateway, incarnation=incarnation)
         self._admission = Admission()
+        self.refusals = MessageRefusals()
         self._records = RequestStore(store, names, gateway=gateway, incarnation=incarnation)
         self._kept = RequestKeeper(self._records, clock=self._now, on_lost=self._lose)
         self._models = ModelDirectory(store, names, self._core.registry, self._spawn)
@@ -261,7 +263,7 @@ class LiveMesh:
         try:
             frame = decode_token_frame(message.payload)
         except PeerError as error:
-            logger.warning("malformed_frame", extra={"fields": {"reason": str(error)}})
+            self.refusals.note("frame", error)
             return
         self._core.on_frame(frame, self._now())
         self._after_event()
@@ -270,7 +272,7 @@ class LiveMesh:
         try:
             heard = decode_snapshot(message.payload)
         except PeerError as error:
-            logger.warning("malformed_snapshot", extra={"fields": {"reason": str(error)}})
+            self.refusals.note("snapshot", error)
             return
         self._core.on_snapshot(heard, self._now())
         if not heard.gone:
@@ -378,7 +380,7 @@ class LiveMesh:
         except (StoreUnavailable, BrokerUnavailable, PayloadTooLarge) as error:
             self._core.abort(request_id, dispatch.attempt, self._admission.told(error, self._now()), self._now())
         except PeerError as error:
-            logger.warning("malformed_answer", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
+            self.refusals.note("answer", error)
             self._core.on_dispatch_answer(request_id, dispatch.attempt, effect.worker, None, self._now())
         else:
             self._core.on_dispatch_answer(request_id, dispatch.attempt, effect.worker, reply, self._now())
@@ -441,7 +443,7 @@ class LiveMesh:
         except (BrokerUnavailable, PayloadTooLarge):
             alive = False
         except PeerError as error:
-            logger.warning("malformed_replay", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
+            self.refusals.note("replay", error)
         if not alive:
             self._core.registry.refresh(self._now())
         self._core.on_replay_answer(

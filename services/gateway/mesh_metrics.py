@@ -1,5 +1,6 @@
 """What the gateway knows of the mesh, as metrics: workers by role and state, and what its core counted."""
 
+from common.runtime.message_refusals import REASONS
 from common.runtime.metrics import Metrics
 from services.gateway.mesh_client import LiveMesh
 
@@ -23,6 +24,9 @@ def show_mesh_metrics(metrics: Metrics, mesh: LiveMesh) -> None:
     unpaired.series().follow(lambda: sum(1 for snapshot in core.registry.all() if snapshot.unpaired))
     active = metrics.gauge("segue_mesh_requests", "Requests that this gateway owns in the mesh.")
     active.series().follow(lambda: core.active)
+    refused = metrics.counter("segue_messages_refused_total", "Messages of the mesh that could not be taken, by reason.", ("reason",))
+    for reason in REASONS:
+        refused.series(reason).follow(lambda reason=reason: mesh.refusals.counts[reason])  # type: ignore[misc]
     events = metrics.counter("segue_mesh_events_total", "Probes, lost workers and refused dispatches, by kind.", ("kind",))
     for kind in COUNTED:
         events.series(kind).follow(lambda kind=kind: core.counters[kind])  # type: ignore[misc]

@@ -9,6 +9,7 @@ from common.adapters.memory_peers import MemoryPeerHub, MemoryPeerNetwork
 from common.adapters.memory_transport import MemoryTransport, MemoryTransportHub
 from common.ports.peers import PeerConnection
 from common.protocol.messages import Hello, encode
+from common.runtime.message_refusals import MessageRefusals
 from common.runtime.peer_links import PeerLinks
 from common.values.ids import Incarnation, ModelKey, WorkerId
 from common.values.kv_layout import Fingerprint
@@ -51,6 +52,7 @@ class Side:
             transport=transport,
             tasks=tasks,
             strict_kernels=False,
+            refusals=MessageRefusals(),
             on_joined=self.joined.append,
             on_message=lambda worker, message: None,
             on_lost=self.lost.append,

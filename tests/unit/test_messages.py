@@ -9,88 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.protocol import messages as m
-from common.values.cache_page import CachePage
-from common.values.errors import PeerError
-from common.values.ids import Incarnation, ModelKey, WorkerId
-from common.values.kv_layout import Fingerprint, KvLayout
-from common.values.sampling import SamplingParameters
-from common.values.tokens import Ending, NewTokens, PositionLogprobs
-from common.values.worker import WorkerSnapshot
+from common.protocol.wire_version import WIRE_VERSION
+from common.values.errors import PeerError, WrongVersion
+from tests.example_messages import ALONE, CONTROL, DECODERS, INBOX, ITEM, MESSAGES
 
-SAMPLING = SamplingParameters(max_tokens=4, seed=1, logit_bias={3: -1.5}, stop_token_ids=(1, 2), logprobs=2)
-FINGERPRINT = Fingerprint(weights="w", dtype="float32", layout=KvLayout(layers=1, kv_heads=1, head_dim=8))
-LOGPROB = PositionLogprobs(logprob=-0.5, rank=1, top=((3, -0.5), (4, -1.0)))
-NEW = NewTokens(first=0, tokens=(3,), logprobs=(LOGPROB,), prompt_logprobs=(LOGPROB,), ending=Ending(reason="stop", stop_token=3))
-MODEL = ModelKey("m", "1")
-SEQUENCE: dict[str, Any] = {"request_id": "r", "choice": 1, "attempt": 2}
-OFFERED: dict[str, Any] = SEQUENCE | {"number": 3}
-RESERVATION = b"r" * 16
-SNAPSHOT = WorkerSnapshot(
-    worker=WorkerId("w"),
-    incarnation=Incarnation("i"),
-    model=MODEL,
-    role="both",
-    state="ready",
-    sequence_number=1,
-    control_host="h",
-    control_port=1,
-    fingerprint=FINGERPRINT,
-    max_model_len=10,
-    max_num_seqs=1,
-    blocks_total=1,
-    blocks_free=1,
-    blocks_cached=0,
-    peers={"p": "shm"},
-)
-
-INBOX: list[msgspec.Struct] = [
-    m.Dispatch(
-        request_id="r",
-        attempt=1,
-        gateway="g",
-        incarnation="i",
-        model=MODEL,
-        prompt=m.pack_ids([1, 2]),
-        choices=[m.ChoiceState(choice=0, tokens=[5])],
-        sampling=SAMPLING,
-        decode_worker="d",
-        salt=b"s",
-        remaining_s=1.5,
-    ),
-    m.Cancel(request_id="r", attempt=1),
-    m.Cancel(request_id="r", attempt=1, choices=[0, 2]),
-    m.TellCache(),
-]
-CONTROL: list[msgspec.Struct] = [
-    m.Hello(worker="w", incarnation="i", model=MODEL, fingerprint=FINGERPRINT, transport=b"t"),
-    m.Offer(**OFFERED, gateway="g", prompt=m.pack_ids([1]), tokens=[2], sampling=SAMPLING, positions=2, salt=b"s", remaining_s=2.0),
-    m.Accept(**OFFERED, first_block=1, reservation=RESERVATION),
-    m.Busy(**OFFERED),
-    m.Refuse(**OFFERED, reason="stale"),
-    m.Ready(**OFFERED, reservation=RESERVATION, blocks=[m.ReadyBlock(index=0, block=1, generation=2, checksum=b"c" * 16)]),
-    m.Last(**OFFERED, reservation=RESERVATION, new=NEW),
-    m.Ack(**SEQUENCE, reservation=RESERVATION),
-    m.Withdraw(**OFFERED),
-    m.ForwardedCancel(**SEQUENCE),
-    m.Held(seen=3, sequences=[m.HeldSequence("r", 0, 1, 2, True)]),
-]
-FRAME = m.FrameEntry(request_id="r", choice=0, attempt=1, new=NEW)
-ITEM = m.ReplayItem(request_id="r", choice=0, attempt=1, next_index=0)
-ENTRY = m.ReplayEntry(request_id="r", choice=0, attempt=1, state="moved", new=NEW, moved_to="d")
-ALONE: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
-    (m.DispatchReply(request_id="r", attempt=1, verdict="refused", code="c", message="m"), m.decode_dispatch_reply),
-    (m.TokenFrame(worker="w", incarnation="i", entries=[FRAME]), m.decode_token_frame),
-    (m.ReplayRequest(items=[ITEM]), m.decode_replay_request),
-    (m.ReplayReply(worker="w", incarnation="i", entries=[ENTRY], more=True), m.decode_replay_reply),
-    (m.Snapshot(snapshot=SNAPSHOT, gone=True, cache=CachePage(number=3, restart=True, added=b"n" * 32)), m.decode_snapshot),
-    (m.GatewayBeat(gateway="g", incarnation="i"), m.decode_gateway_beat),
-]
-MESSAGES: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
-    *((message, m.decode_inbox) for message in INBOX),
-    *((message, m.decode_control) for message in CONTROL),
-    *ALONE,
-]
-DECODERS = sorted({decode for _, decode in MESSAGES}, key=lambda decode: decode.__name__)
 every_message = pytest.mark.parametrize(("message", "decode"), MESSAGES, ids=[type(message).__name__ for message, _ in MESSAGES])
 
 
@@ -119,7 +41,29 @@ def test_a_round_trip_changes_nothing(message: msgspec.Struct, decode: Callable[
 
 @every_message
 def test_fields_of_a_later_release_are_ignored(message: msgspec.Struct, decode: Callable[[bytes], msgspec.Struct]) -> None:
-    assert decode(pack(as_map(message) | {"of_a_later_release": [1, {"a": b"b"}], "v": 2})) == msgspec.structs.replace(message, v=2)
+    assert decode(pack(as_map(message) | {"of_a_later_release": [1, {"a": b"b"}], "v": WIRE_VERSION + 1})) == msgspec.structs.replace(
+        message, v=WIRE_VERSION + 1
+    )
+
+
+@every_message
+@pytest.mark.parametrize("distance", [-3, -2, 2, 3])
+def test_a_version_that_is_too_far_away_is_refused_as_such(
+    message: msgspec.Struct, decode: Callable[[bytes], msgspec.Struct], distance: int
+) -> None:
+    with pytest.raises(WrongVersion):
+        decode(pack(as_map(message) | {"v": WIRE_VERSION + distance}))
+    with pytest.raises(WrongVersion):
+        decode(pack({"v": WIRE_VERSION + distance, "all": "different"}))
+
+
+@every_message
+@pytest.mark.parametrize("distance", [-1, 1])
+def test_the_neighbouring_versions_are_taken(
+    message: msgspec.Struct, decode: Callable[[bytes], msgspec.Struct], distance: int
+) -> None:
+    version = WIRE_VERSION + distance
+    assert decode(pack(as_map(message) | {"v": version})) == msgspec.structs.replace(message, v=version)
 
 
 @every_message
