@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from common.engine.block_table import BlockTable
 from common.engine.kv_cache_view import KvCacheView
 
 LENGTH_STEP = 4
@@ -23,12 +24,13 @@ GATHER_BYTES = 64 * 2**20
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRow:
     """Positions `start .. start + len(tokens) - 1` of one sequence. `kept` names those (by place in `tokens`) whose logits
-    are wanted."""
+    are wanted. `table` is `blocks` as the kernels read them, where the caller keeps it."""
 
     tokens: Sequence[int]
     start: int
     blocks: tuple[int, ...]
     kept: Sequence[int] = ()
+    table: BlockTable | None = None
 
     @property
     def end(self) -> int:

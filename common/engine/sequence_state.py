@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from common.engine.block_table import BlockTable
 from common.engine.draw_row import DrawArrays, DrawRow
 from common.engine.token_counts import TokenCounts
 from common.ports.grammar_mask import GrammarMask, GrammarMasks
@@ -23,6 +24,7 @@ class SequenceState:
         self.sampling = start.sampling
         self.eos_token_ids = start.eos_token_ids
         self.failed: str | None = None
+        self.table = BlockTable()
         self.mask: GrammarMask | None = None
         self._allowed: NDArray[np.int32] | None = None
         self._counts: TokenCounts | None = None
@@ -152,14 +154,13 @@ class SequenceTable:
         return None
 
 
-def table_fault(row: StepRow, *, blocks: int, block_size: int) -> str | None:
-    """Why a row's block table does not serve: it must cover the row's positions and lie in the pool of `blocks` blocks."""
+def table_fault(row: StepRow, table: BlockTable, *, blocks: int, block_size: int) -> str | None:
+    """Makes the row's block table the sequence's; or says why it does not serve: it must cover the row's positions and lie in the
+    pool of `blocks` blocks."""
     end = row.start + row.count
     if len(row.blocks) * block_size < end:
         return f"{len(row.blocks)} blocks do not hold {end} positions"
-    if min(row.blocks) < 0 or max(row.blocks) >= blocks:
-        return f"the block table names a block outside the pool of {blocks}"
-    return None
+    return table.replace(row.blocks, pool=blocks)
 
 
 def scored_positions(row: StepRow, state: SequenceState) -> int:

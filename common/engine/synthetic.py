@@ -96,7 +96,7 @@ class SyntheticExecutor:
         fault = self._sequences.row_fault(row)
         if fault is not None or state is None or self._cache is None:
             return fault
-        fault = table_fault(row, blocks=self._cache.blocks, block_size=self._cache.block_size)
+        fault = table_fault(row, state.table, blocks=self._cache.blocks, block_size=self._cache.block_size)
         if fault is not None:
             return fault
         patterns = position_patterns(state.tokens[: row.start])

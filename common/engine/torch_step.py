@@ -7,7 +7,7 @@ position of a long prompt would not fit into memory at once.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 
@@ -90,9 +90,11 @@ class TorchExecutor:
         self._sequences.apply(plan.ends, plan.starts)
         results: dict[int, RowResult] = {}
         together: list[int] = []
+        seen: set[int] = set()
         with torch.inference_mode():
             for i, row in enumerate(plan.rows):
-                fault = self._row_fault(plan.rows[:i], row)
+                fault = self._row_fault(row, seen)
+                seen.add(row.handle)
                 if fault is not None:
                     results[i] = self._failed(row, fault)
                 elif row.prompt_logprobs:
@@ -104,11 +106,13 @@ class TorchExecutor:
         ordered = tuple(results[i] for i in range(len(plan.rows)))
         return StepResult(number=plan.number, rows=ordered, duration_s=time.perf_counter() - began)
 
-    def _row_fault(self, earlier: Sequence[StepRow], row: StepRow) -> str | None:
-        if any(other.handle == row.handle for other in earlier):
+    def _row_fault(self, row: StepRow, seen: Set[int]) -> str | None:
+        if row.handle in seen:
             return f"handle {row.handle} has two rows in one step"
         fault = self._sequences.row_fault(row)
-        return fault or table_fault(row, blocks=self._cache.blocks, block_size=self._cache.layout.block_size)
+        if fault is not None:
+            return fault
+        return table_fault(row, self._state(row).table, blocks=self._cache.blocks, block_size=self._cache.layout.block_size)
 
     def _run_together(self, rows: Sequence[StepRow]) -> list[RowResult]:
         if len(rows) < 2:
@@ -183,4 +187,4 @@ class TorchExecutor:
 
 
 def _batch_row(row: StepRow, state: SequenceState, first: int, last: int, kept: Sequence[int]) -> BatchRow:
-    return BatchRow(tokens=state.tokens[first:last], start=first, blocks=row.blocks, kept=kept)
+    return BatchRow(tokens=state.tokens[first:last], start=first, blocks=row.blocks, kept=kept, table=state.table)

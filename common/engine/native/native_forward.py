@@ -6,6 +6,7 @@ from itertools import chain
 import numpy as np
 import torch
 
+from common.engine.block_table import BlockTable
 from common.engine.kv_cache_view import KvCacheView
 from common.engine.native.library import SEQUENCE_DTYPE, BatchStruct, NativeEngine, NativeLibrary
 from common.engine.native.llama_model import LlamaModel
@@ -37,10 +38,10 @@ class NativeForward:
         ids = np.fromiter(chain.from_iterable(row.tokens for row in rows), dtype=np.int32, count=tokens)
         owners = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
         positions = (np.arange(tokens) + np.repeat(starts - firsts, counts)).astype(np.int32)
-        tables = [np.array(row.blocks, dtype=np.int32) for row in rows]
+        tables = [row.table if row.table is not None else BlockTable(row.blocks) for row in rows]
         sequences = np.empty(len(rows), dtype=SEQUENCE_DTYPE)
         sequences["first"], sequences["start"], sequences["count"] = firsts, starts, counts
-        sequences["table"] = [table.ctypes.data for table in tables]
+        sequences["table"] = [table.address for table in tables]
         kept = [int(first) + place for first, row in zip(firsts, rows, strict=True) for place in row.kept]
         keep = np.array(kept, dtype=np.int32)
         logits = torch.empty(len(kept), model.logits_size)
