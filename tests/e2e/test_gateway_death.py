@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from tests.e2e.http_streams import body_of, metric
 from tests.e2e.real_mesh import RealMesh, make_mesh
+from tests.e2e.serving import serving
 from tests.servers import RunningServer
 
 pytestmark = [pytest.mark.servers, pytest.mark.model, pytest.mark.timeout(240)]
@@ -130,3 +131,28 @@ async def stream_id(here: TwoGateways) -> str:
         keys = [key async for key in redis.scan_iter(f"segue:v1:{here.mesh.name}:request:*")]
         [running] = [key for key in keys if await redis.hget(key, "state") == b"running"]
     return str(running.decode().rpartition(":")[2])
+
+
+async def test_behind_one_port_a_killed_gateway_is_resumed_at_whichever_takes_the_connection() -> None:
+    flags = ("--both", "1", "--gateways", "2", "--engine", "synthetic", "--kv-cache-memory", "64MiB", "--synthetic-step-s", "0.02")
+    async with serving(*flags) as running, httpx.AsyncClient(base_url=running.url, timeout=60.0, trust_env=False) as client:
+        await running.until("ready at")
+        gateways = [running.child(f"gateway-{index}.toml") for index in range(2)]
+        expected = bare((await client.post("/v1/completions", json=streamed(PROMPTS[0]))).text)
+        begun, request_id = "", ""
+        try:
+            async with client.stream("POST", "/v1/completions", json=streamed(PROMPTS[0]), headers=RESUMABLE) as answer:
+                request_id = answer.headers["x-segue-request-id"]
+                async for piece in answer.aiter_text():
+                    begun += piece
+                    if begun.count("data: ") >= 12 and gateways:
+                        for pid in gateways:
+                            os.kill(pid, signal.SIGKILL)
+                        gateways.clear()
+        except httpx.HTTPError:
+            pass
+        begun = bare(begun.rpartition("\n\n")[0] + "\n\n")
+        last = re.findall(r"^id: (\S+)$", begun, re.MULTILINE)[-1]
+        rest = await client.get(f"/v1/streams/{request_id}", headers={"last-event-id": last})
+        assert rest.status_code == 200, rest.text
+        assert begun + bare(rest.text) == expected
