@@ -16,18 +16,24 @@ class CancelMemory:
     """One per gateway, bounded: the oldest are forgotten first, which costs a cancel too many."""
 
     def __init__(self) -> None:
-        self._told: OrderedDict[tuple[RequestId, WorkerId], float] = OrderedDict()
+        self._told: OrderedDict[tuple[RequestId, WorkerId], tuple[float, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._told)
 
-    def told(self, request: RequestId, worker: WorkerId, now: float) -> None:
-        self._told[request, worker] = now
+    def told(self, request: RequestId, worker: WorkerId, now: float, *, epoch: int) -> None:
+        """`epoch` is the one in which the request was ours: with a lower one a repetition would be ignored."""
+        self._told[request, worker] = (now, epoch)
         self._told.move_to_end((request, worker))
         if len(self._told) > MAX_REMEMBERED:
             self._told.popitem(last=False)
 
     def is_due(self, request: RequestId, worker: WorkerId, now: float) -> bool:
         """Whether a frame of what is over here deserves a cancel now."""
-        at = self._told.get((request, worker))
-        return at is None or now - at > UNDER_WAY_S
+        told = self._told.get((request, worker))
+        return told is None or now - told[0] > UNDER_WAY_S
+
+    def epoch(self, request: RequestId, worker: WorkerId) -> int:
+        """The epoch of what was said last; 1 where that is not known."""
+        told = self._told.get((request, worker))
+        return 1 if told is None else told[1]

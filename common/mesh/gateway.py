@@ -148,7 +148,7 @@ class GatewayCore:
             return
         self.counters["dropped"] += 1
         for worker in request.involved:
-            self._cancels.told(request_id, worker, now)
+            self._cancels.told(request_id, worker, now, epoch=request.epoch)
         self._effects.append(Dropped(request_id=request_id))
 
     def cancel(self, request_id: RequestId, choice: int | None, now: float) -> None:
@@ -492,7 +492,7 @@ class GatewayCore:
             self._send_cancel(worker, cancel, now)
 
     def _send_cancel(self, worker: WorkerId, cancel: Cancel, now: float) -> None:
-        self._cancels.told(RequestId(cancel.request_id), worker, now)
+        self._cancels.told(RequestId(cancel.request_id), worker, now, epoch=cancel.epoch)
         self._effects.append(SendCancel(worker=worker, cancel=cancel))
 
     def _cancel_stray(self, worker: WorkerId, entry: FrameEntry, choices: list[int] | None, now: float) -> None:
@@ -502,7 +502,7 @@ class GatewayCore:
             return
         self.counters["stray_frames"] += 1
         request = self._requests.get(RequestId(entry.request_id))
-        epoch = 1 if request is None else request.epoch
+        epoch = self._cancels.epoch(RequestId(entry.request_id), worker) if request is None else request.epoch
         self._send_cancel(worker, Cancel(request_id=entry.request_id, attempt=entry.attempt, choices=choices, epoch=epoch), now)
 
     def _fail(self, request: GatewayRequest, error: SegueError, now: float) -> None:

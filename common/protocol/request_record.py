@@ -19,7 +19,7 @@ PROMPT_FIELD = "prompt"
 RUNNING_TTL_S = 600.0
 RENEWAL_S = 120.0
 ENDED_TTL_S = 600.0
-RESERVED_TTL_S = 30.0
+RESERVED_TTL_S = 10.0
 """An idempotency key before its request is admitted: longer than any admission takes."""
 
 RecordState = Literal["running", "ended", "cancelled", "failed"]

@@ -110,6 +110,16 @@ def test_whoever_was_passed_drops_the_request_and_cancels_nothing() -> None:
     assert not [effect for effect in d.take() if isinstance(effect, SendCancel)], "a frame that was under way"
 
 
+def test_a_cancel_that_was_lost_is_repeated_with_the_epoch_that_counts() -> None:
+    d = Driver()
+    d.know("a", 5.0)
+    adopt(d, {0: logged(5)})
+    d.core.cancel(R, None, 5.0)
+    d.take()
+    d.frame("a", 1, 6, attempt=2, now=8.0)
+    assert [effect.cancel.epoch for effect in d.take() if isinstance(effect, SendCancel)] == [4]
+
+
 def test_a_record_is_read_as_it_was_written() -> None:
     known = facts(body=b"b", salt=b"s", tenant="t", lingers=True, deadline_s=9.0, idempotency=IdempotencyMark(key="k", digest=b"d"))
     fields = first_record(gateway=GatewayId("g"), epoch=1, prompt=(1, 2), facts=known, created=1.0)
