@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from common.mesh.engine_values import FilledBlock
 from common.ports.kv_transport import KvRegion
 from common.protocol.messages import ControlMessage
 from common.values.errors import SettingsError
@@ -91,15 +92,18 @@ class Failpoints:
         if self._armed:
             self.hit(f"{type(message).__name__.lower()}.{way}")
 
-    def sealed(self, region: KvRegion, blocks: Iterable[int]) -> None:
-        """The checksums of these blocks exist."""
+    def sealed(self, region: KvRegion, blocks: Iterable[FilledBlock]) -> None:
+        """The checksums of these blocks exist. Only a prompt's last, partly filled block is a pass: its owner reads it no more,
+        so that a flipped byte is an error of the way to the peer."""
         armed = self._armed.get("kv.sealed")
-        for block in blocks:
+        for filled in blocks:
             if armed is None or armed.passes_left == 0:
                 return
+            if filled.valid == region.layout.block_size:
+                continue
             armed.passes_left -= 1
             if armed.passes_left == 0 and armed.action == "flip":
-                _flip(region, block)
+                _flip(region, filled.block)
             elif armed.passes_left == 0:
                 _perform("kv.sealed", armed.action)
 

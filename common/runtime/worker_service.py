@@ -248,7 +248,7 @@ class WorkerService:
         while True:
             effect = await self._seals.get()
             blocks = await loop.run_in_executor(self._seal_thread, self._seal, effect)
-            self._failpoints.sealed(self._world.region, (block.block for block in blocks))
+            self._failpoints.sealed(self._world.region, effect.blocks)
             self._core.on_sealed(effect.ticket, blocks, self._now())
             self._after_event()
             self._failpoints.hit("prefill.chunk_sealed")

@@ -16,11 +16,13 @@ FREEZE_S = 8.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """`armed` members start with a failpoint; `inject` runs beside the requests, once they are under way."""
+    """`armed` members start with a failpoint; `inject` runs beside the requests, once they are under way. `leaves` is a
+    series of the workers' metrics that the fault must have raised, else it did not happen."""
 
     name: str
     armed: tuple[tuple[str, str], ...] = ()
     inject: Callable[[FaultMesh], Awaitable[None]] | None = None
+    leaves: str | None = None
     is_everyday: bool = False
 
 
@@ -41,7 +43,11 @@ def faults() -> list[Fault]:
         Fault(name="nats frozen for 3 s", inject=_nats_freeze),
         Fault(name="valkey killed, back empty after 1 s", inject=_valkey_restart),
         Fault(name="valkey frozen for 3 s", inject=_valkey_freeze),
-        Fault(name="a KV byte flipped after its checksum", armed=(("p0", "kv.sealed=flip"), ("p1", "kv.sealed=flip"))),
+        Fault(
+            name="a KV byte flipped after its checksum",
+            armed=(("p0", "kv.sealed=flip"), ("p1", "kv.sealed=flip")),
+            leaves='segue_kv_blocks_pulled_total{kind="checksum"}',
+        ),
         Fault(name="SIGTERM of a decode worker", inject=lambda mesh: mesh.restart("d0")),
         Fault(name="SIGTERM of a prefill worker", inject=lambda mesh: mesh.restart("p0")),
     ]

@@ -15,6 +15,8 @@ import httpx
 
 MODEL = "SmolLM2-135M-Instruct"
 PATIENCE_S = 60.0
+SILENT_S = 4.0
+"""A gateway sends a comment each second: one that says nothing for this long is taken for dead, and left."""
 RETRY_S = 0.1
 
 
@@ -78,7 +80,7 @@ async def run(record: Record, urls: Sequence[str]) -> Record:
     last_id = ""
     record.started = time.monotonic()
     deadline = record.started + PATIENCE_S
-    async with httpx.AsyncClient(timeout=httpx.Timeout(PATIENCE_S, connect=5)) as client:
+    async with httpx.AsyncClient(timeout=httpx.Timeout(SILENT_S)) as client:
         while not record.done and record.error is None:
             if time.monotonic() > deadline:
                 record.error = "the client's patience ended"

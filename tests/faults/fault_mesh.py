@@ -119,12 +119,15 @@ class FaultMesh:
         return (await self.metrics(name)).get(metric, 0.0)
 
     async def metrics(self, name: str) -> dict[str, float]:
-        sums: dict[str, float] = {}
+        """Each series under its name with labels, and the sum of each metric under its bare name."""
+        values: dict[str, float] = {}
         async with httpx.AsyncClient(timeout=5) as client:
             text = (await client.get(f"http://127.0.0.1:{self.members[name].port}/metrics")).text
         for found in _SAMPLE.finditer(text):
-            sums[found[1]] = sums.get(found[1], 0.0) + float(found[3])
-        return sums
+            values[found[1]] = values.get(found[1], 0.0) + float(found[3])
+            if found[2]:
+                values[found[1] + found[2]] = float(found[3])
+        return values
 
     def stop(self) -> None:
         for member in self.members.values():
@@ -152,7 +155,18 @@ async def fault_mesh(*worker_flags: str) -> AsyncIterator[FaultMesh]:
             members[name] = Member(name, command, port, folder / f"{name}.log")
         for name in GATEWAYS:
             port = free_port()
-            command = [sys.executable, "-m", "services.gateway", "--gateway-id", name, *shared, "--port", str(port)]
+            command = [
+                sys.executable,
+                "-m",
+                "services.gateway",
+                "--gateway-id",
+                name,
+                *shared,
+                "--port",
+                str(port),
+                "--sse-keepalive",
+                "1",
+            ]
             members[name] = Member(name, command, port, folder / f"{name}.log")
         mesh = FaultMesh(nats, valkey, members)
         try:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from tests.faults.fault_cases import Fault, faults, wake_frozen
 from tests.faults.fault_client import Record, requests, run
 from tests.faults.fault_laws import Outcome, endless_keys, left_behind, lost, wrong
-from tests.faults.fault_mesh import FaultMesh, fault_mesh
+from tests.faults.fault_mesh import WORKERS, FaultMesh, fault_mesh
 
 SYNTHETIC = ("--engine", "synthetic", "--kv-cache-memory", "128MiB", "--max-model-len", "1536", "--synthetic-step-s", "0.02")
 REAL = ("--kv-cache-memory", "512MiB", "--max-model-len", "2048", "--dtype", "float32")
@@ -83,6 +83,8 @@ async def run_one(mesh: FaultMesh, fault: Fault) -> Outcome:
     await asyncio.gather(*(run(record, mesh.gateway_urls) for record in undisturbed))
     endless, keys = await endless_keys(mesh)
     losses, errors = lost(records), wrong(records, undisturbed)
+    if fault.leaves is not None and not sum([await mesh.metric(name, fault.leaves) for name in WORKERS]):
+        losses.append(f"the fault did not happen: {fault.leaves} is 0")
     return Outcome(
         fault=fault.name,
         streams=len(records),
