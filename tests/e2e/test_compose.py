@@ -1,6 +1,7 @@
 """The mesh in containers. The file is checked against our own settings everywhere; it is run where a Docker engine answers
 (marker `slow`: the first run builds an image with torch)."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,6 +10,7 @@ import secrets
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
+from common.runtime.metrics import Metrics
 from common.runtime.settings_parse import parse_gateway_settings, parse_worker_settings
+from common.runtime.status_server import StatusServer
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = ROOT / "compose" / "docker-compose.yml"
@@ -76,6 +80,30 @@ def test_workers_share_what_shared_memory_needs() -> None:
         assert services[name]["ipc"] == services[name]["pid"] == "service:kv-namespace"
     assert services["kv-namespace"]["ipc"] == "shareable"
     assert "shm_size" in services["kv-namespace"]
+
+
+@pytest.mark.parametrize(("name", "own_port"), [("prefill", "9100"), ("decode", "9100"), ("gateway", "8000")])
+async def test_each_service_is_asked_whether_it_lives_in_words_that_it_understands(name: str, own_port: str) -> None:
+    script, check = _services()[name]["entrypoint"][1:]
+    assert script == "/usr/local/bin/watched.sh"
+    lives = [True]
+    async with StatusServer("127.0.0.1", 0, Metrics(), ready=lambda: False, alive=lambda: lives[0]) as server:
+        assert server.url is not None
+        question = check.replace("$$", "$").replace(own_port, server.url.rpartition(":")[2])
+
+        async def answer() -> int:
+            asking = await asyncio.create_subprocess_exec("sh", "-c", question, env={**os.environ, "HOSTNAME": "127.0.0.1"})
+            return await asking.wait()
+
+        assert await answer() == 0
+        lives[0] = False
+        assert await answer() != 0
+    assert await answer() != 0
+
+
+def test_brokers_are_watched_too() -> None:
+    for name in ("nats", "valkey"):
+        assert _services()[name]["entrypoint"][:2] == ["sh", "/usr/local/bin/watched.sh"]
 
 
 def test_each_image_is_built_once() -> None:
@@ -207,6 +235,29 @@ class Streaming(threading.Thread):
         assert self.usage is not None, "the stream broke off"
         assert self.usage["completion_tokens"] == self._body["max_tokens"]
         return self.text
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("broker", ["nats", "valkey"])
+def test_a_frozen_broker_is_replaced(broker: str, docker_engine: None) -> None:
+    containers = Containers()
+    freeze = (
+        f'for p in /proc/[0-9]*; do read -r name < $p/comm; case "$name" in {broker}-server*) kill -STOP ${{p#/proc/}};; esac; done'
+    )
+    try:
+        containers.compose("up", "-d", "--wait", broker)
+        (container,) = containers.ids(broker)
+        containers.docker("exec", container, "sh", "-c", freeze)
+        deadline = time.monotonic() + 120
+        while containers.docker("inspect", "-f", "{{.RestartCount}}", container).strip() == "0":
+            assert time.monotonic() < deadline, containers.compose("logs", broker)
+            time.sleep(0.5)
+        containers.compose("up", "-d", "--wait", broker)
+    finally:
+        containers.compose("down", "-v", "--timeout", "10")
+    assert containers.left_over() == []
 
 
 @pytest.mark.slow

@@ -59,8 +59,7 @@ class Load:
 
 @asynccontextmanager
 async def loaded(mesh: RealMesh) -> AsyncIterator[Load]:
-    limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(limits=limits) as client, asyncio.TaskGroup() as group:
+    async with httpx.AsyncClient() as client, asyncio.TaskGroup() as group:
         load = Load(list(mesh.gateways.values()), client)
         clients = [group.create_task(load.run(seed)) for seed in range(CLIENTS)]
         try:
