@@ -55,7 +55,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     parser.add_argument("--forward", choices=FORWARDS, default="native", help="default: %(default)s")
     parser.add_argument("--weights", default="gguf,bfloat16,int8,int4", help="held against float32 (default: %(default)s)")
-    parser.add_argument("--prompts", type=int, default=200, help="how many answers (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=32, help="how many answers (default: %(default)s; the whole proof is 200)")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the forwards that run alone (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
