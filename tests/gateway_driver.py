@@ -8,8 +8,10 @@ from common.protocol.messages import (
     DispatchReply,
     DispatchVerdict,
     FrameEntry,
+    NoticeKind,
     ReplayEntry,
     ReplayItem,
+    SequenceNotice,
     SequenceState,
     Snapshot,
     TokenFrame,
@@ -103,6 +105,12 @@ class Driver:
         new = NewTokens(first=first, tokens=tokens, ending=END if end else None)
         entry = FrameEntry(request_id=request, choice=choice, attempt=attempt, new=new)
         self.core.on_frame(TokenFrame(worker=worker, incarnation="1", entries=[entry]), now)
+
+    def notice(
+        self, worker: str, kind: NoticeKind, *, now: float, attempt: int = 1, choice: int = 0, moved_to: str | None = None
+    ) -> None:
+        notice = SequenceNotice(request_id=R, choice=choice, attempt=attempt, kind=kind, moved_to=moved_to)
+        self.core.on_frame(TokenFrame(worker=worker, incarnation="1", entries=[], notices=[notice]), now)
 
     def replay(
         self,

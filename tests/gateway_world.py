@@ -45,6 +45,7 @@ class Faults:
     deaths: float = 0.0
     freezes: float = 0.0
     delay_s: float = 0.2
+    leaves: float = 0.0
     deadlines: bool = False
     poison: float = 0.0
 
@@ -162,6 +163,21 @@ class GatewayWorld(HandoffWorld):
             self.counts["freeze"] += 1
             self.frozen_until[self.random.choice(awake)] = self.now + self.random.choice([0.3, 2.0, 7.0])
 
+    def leave_mesh(self) -> None:
+        """A worker takes no new work, moves what it has, says farewell once it has nothing, and comes back as a new process."""
+        staying = [worker for worker in self.nodes if self.is_awake(worker) and not self.nodes[worker].core.evacuation.leaving]
+        if len(staying) < 2:
+            return
+        node = self.nodes[self.random.choice(staying)]
+        self.counts["leave"] += 1
+        node.core.drain(self.now)
+        self.perform(node)
+        self.say_snapshot(node)
+
+    def farewell(self, node: Node) -> None:
+        self.say_snapshot(node, gone=True)
+        self.kill(node.worker)
+
     def cut_broker(self) -> None:
         """What is under way is lost, and nothing passes for a while. A connection that breaks fails questions at once; one
         that goes silent is noticed only by a ping."""
@@ -205,6 +221,7 @@ class GatewayWorld(HandoffWorld):
             (faults.outages, self.cut_broker),
             (faults.deaths, self.die),
             (faults.freezes, self.freeze),
+            (faults.leaves, self.leave_mesh),
         ):
             if chance < share:
                 act()
@@ -270,6 +287,8 @@ class GatewayWorld(HandoffWorld):
                 self.perform(node)
             if self.now - self.said_at[worker] >= 0.5:
                 self.say_snapshot(node)
+            if node.core.evacuation.leaving and node.core.idle and not (node.seals or node.pulls or node.step.busy):
+                self.farewell(node)
 
     def break_silent(self, worker: WorkerId) -> None:
         """Peers drop a connection over which nothing came for 5 s."""
@@ -382,7 +401,7 @@ class GatewayWorld(HandoffWorld):
                         return client
         return None
 
-    def say_snapshot(self, node: Node) -> None:
+    def say_snapshot(self, node: Node, *, gone: bool = False) -> None:
         worker, load = node.worker, node.core.load()
         self.said_at[worker] = self.now
         self.numbers[worker] += 1
@@ -392,7 +411,7 @@ class GatewayWorld(HandoffWorld):
             incarnation=Incarnation(str(self.incarnations[worker])),
             model=MODEL,
             role=self.roles[worker],
-            state="ready",
+            state="draining" if node.core.evacuation.leaving else "ready",
             sequence_number=self.numbers[worker],
             control_host="",
             control_port=0,
@@ -406,7 +425,12 @@ class GatewayWorld(HandoffWorld):
             running=load.running,
             peers=peers,
         )
-        self.say(worker, Snapshot(snapshot=snapshot))
+        message = Snapshot(snapshot=snapshot, gone=gone)
+        self.say(worker, message)
+        for other in self.nodes.values():
+            if other is not node and self.is_awake(other.worker):
+                other.core.on_peer_snapshot(message, self.now)
+                self.perform(other)
 
     # ------------------------------------------------------------------ the gateway's effects
 

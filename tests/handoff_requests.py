@@ -28,13 +28,14 @@ class Choice:
             tokens.append(self.fresh[len(tokens)])
         return tokens
 
-    def take(self, worker: WorkerId, new: NewTokens) -> None:
+    def take(self, worker: WorkerId, new: NewTokens, *, returns: bool) -> None:
+        """`returns`: where a worker leaves, what it had may come back to whom it came from."""
         assert new.first == len(self.given) + len(self.fresh), "a gap, or an index twice"
         assert len(new.logprobs) == len(new.tokens)
         self.fresh.update(enumerate(new.tokens, new.first))
         assert self.tokens() == self.expected[: len(self.tokens())], "another token than alone"
         if not self.emitters or self.emitters[-1] != worker:
-            assert worker not in self.emitters, "the right to emit came back"
+            assert returns or worker not in self.emitters, "the right to emit came back"
             self.emitters.append(worker)
         if new.ending is not None:
             assert self.ending is None, "ended twice"

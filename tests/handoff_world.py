@@ -27,6 +27,8 @@ from common.protocol.messages import (
     ControlMessage,
     FrameEntry,
     ReadyBlock,
+    SequenceNotice,
+    Snapshot,
     decode_control,
     encode,
 )
@@ -35,6 +37,7 @@ from common.simulation.shadow_kv import pull_outcome
 from common.values.ids import RequestId, SequenceKey, WorkerId
 from common.values.sampling import SamplingParameters
 from common.values.transfer import PullOutcome
+from common.values.worker import WorkerState
 from tests.handoff_node import Link, Node
 from tests.handoff_requests import Request, draw_sampling, make_request
 
@@ -48,6 +51,7 @@ class Weather:
     cancels: float = 0.0
     raises: float = 0.0
     losses: float = 0.0
+    drains: float = 0.0
     bad_blocks: float = 0.0
 
 
@@ -99,10 +103,11 @@ class HandoffWorld:
         self.add_request(prompt, sampling, choices=self.random.choice([1, 1, 2, 3]), worker=worker, decode=decode)
 
     def random_placement(self) -> tuple[WorkerId, WorkerId | None]:
-        names = sorted(self.nodes, reverse=True)  # p first
+        staying = [worker for worker, node in self.nodes.items() if not node.core.evacuation.leaving]
+        names = sorted(staying or self.nodes, reverse=True)  # p first
         worker = self.random.choice(names) if self.mixed else names[0]
         others = [name for name in names if name != worker]
-        return worker, self.random.choice([*others, *others, *others, None])
+        return worker, self.random.choice([*others, *others, *others, None])  # a leaver may be named: its refusal must do
 
     def place(self, request: Request, worker: WorkerId, decode: WorkerId | None) -> None:
         self.nodes[worker].inbox.append(request.dispatch(worker, decode))
@@ -128,8 +133,14 @@ class HandoffWorld:
         if entry.attempt == request.attempt and not request.cancelled:
             choice = request.choices[entry.choice]
             emitters = len(choice.emitters)
-            choice.take(node.worker, entry.new)
+            choice.take(node.worker, entry.new, returns=bool(self.counts["drain"]))
             self.counts["emitted_by_two"] += emitters == 1 and len(choice.emitters) == 2
+
+    def take_notice(self, notice: SequenceNotice) -> None:
+        """What is handed back is placed again, at a worker that takes it."""
+        request = self.requests[notice.request_id]
+        if notice.kind == "handed_back" and notice.attempt == request.attempt and not request.over:
+            self.raise_attempt(request)
 
     # ------------------------------------------------------------------ events
 
@@ -140,6 +151,7 @@ class HandoffWorld:
             (weather.cancels, self.maybe_cancel),
             (weather.raises, self.maybe_raise),
             (weather.losses, self.maybe_lose),
+            (weather.drains, self.maybe_drain),
         ):
             if chance < share:
                 act()
@@ -165,6 +177,22 @@ class HandoffWorld:
         whole = [ends for ends, link in self.links.items() if not link.broken]
         if whole:
             self.lose(self.random.choice(whole))
+
+    def maybe_drain(self) -> None:
+        """One worker takes no new work from now on; the others have heard of each other."""
+        staying = sorted(worker for worker, node in self.nodes.items() if not node.core.evacuation.leaving)
+        if len(staying) < 2:
+            return
+        leaver = self.nodes[self.random.choice(staying)]
+        self.counts["drain"] += 1
+        for node in self.nodes.values():
+            for other in self.nodes.values():
+                if other is not node:
+                    state: WorkerState = "draining" if other is leaver or other.core.evacuation.leaving else "ready"
+                    node.core.on_peer_snapshot(Snapshot(snapshot=other.snapshot(state, self.random.random())), self.now)
+        leaver.core.drain(self.now)
+        for node in self.nodes.values():
+            self.perform(node)
 
     def enabled(self) -> list[Callable[[], None]]:
         events: list[Callable[[], None]] = []
@@ -298,8 +326,10 @@ class HandoffWorld:
             case SendTokens(entries=entries):
                 for entry in entries:
                     self.take_frame(node, entry)
-            case SendNotices():
-                self.counts["notices"] += len(effect.notices)
+            case SendNotices(notices=notices):
+                for notice in notices:
+                    self.counts[f"notice_{notice.kind}"] += 1
+                    self.take_notice(notice)
             case AnnounceSuspect():
                 self.counts["announced"] += 1
                 node.announcements.append(effect)

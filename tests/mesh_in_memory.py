@@ -17,8 +17,9 @@ from common.adapters.memory_store import MemoryStore
 from common.adapters.memory_transport import MemoryTransport, MemoryTransportHub
 from common.engine.step_thread import StepThread
 from common.engine.synthetic import StepTimes, SyntheticExecutor
+from common.mesh.intake import WorkerLimits
 from common.mesh.sequence_engine import SequenceEngine
-from common.mesh.worker import WorkerCore, WorkerLimits
+from common.mesh.worker import WorkerCore
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
 from common.ports.broker import Broker
@@ -157,7 +158,9 @@ class RunningWorker:
             worker=WorkerId(self.name),
             engine=engine,
             block_size=LAYOUT.block_size,
-            limits=WorkerLimits(max_model_len=self.card.max_model_len, vocab_size=self.card.vocab_size, offer_patience_s=0.5),
+            limits=WorkerLimits(
+                max_model_len=self.card.max_model_len, vocab_size=self.card.vocab_size, offer_patience_s=0.5, model=self.card.model
+            ),
             make_reservation=lambda: ReservationId(secrets.token_bytes(16)),
         )
         identity = WorkerIdentity(

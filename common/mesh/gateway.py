@@ -8,6 +8,7 @@ number; whatever carries a lower one is dropped. A silent or broken stream is pr
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from common.mesh.cancel_memory import CancelMemory
 from common.mesh.gateway_effects import (
@@ -51,7 +52,7 @@ from common.values.errors import (
 )
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, WorkerId
 from common.values.sampling import SamplingParameters
-from common.values.tokens import NewTokens
+from common.values.tokens import DEADLINE_CODE, NewTokens
 
 GAP_S = 0.05
 SILENCE_S = 0.25
@@ -178,7 +179,10 @@ class GatewayCore:
     # ------------------------------------------------------------------ the mesh's events
 
     def on_snapshot(self, message: Snapshot, now: float) -> None:
-        self._notice_restart(message.snapshot.worker, message.snapshot.incarnation)
+        if message.gone:
+            self._notice_farewell(message.snapshot.worker, message.snapshot.incarnation, now)
+        else:
+            self._notice_restart(message.snapshot.worker, message.snapshot.incarnation)
         self.registry.observe(message.snapshot, now, gone=message.gone)
         if self.registry.observe_cache(message.snapshot, message.cache, now):
             self._effects.append(AskCache(worker=message.snapshot.worker))
@@ -210,7 +214,7 @@ class GatewayCore:
     def on_frame(self, frame: TokenFrame, now: float) -> None:
         worker = WorkerId(frame.worker)
         for notice in frame.notices:
-            self._on_notice(worker, Incarnation(frame.incarnation), notice)
+            self._on_notice(worker, Incarnation(frame.incarnation), notice, now)
         for entry in frame.entries:
             request = self._requests.get(RequestId(entry.request_id))
             if request is None or entry.attempt < request.attempt:
@@ -254,7 +258,7 @@ class GatewayCore:
         asked: dict[WorkerId, list[ReplayItem]] = {}
         for request in list(self._requests.values()):
             if request.deadline is not None and now > request.deadline:
-                self._fail(request, RequestFailed("the request's deadline has passed", code="deadline_exceeded", status=504), now)
+                self._fail(request, _deadline_passed(), now)
             elif request.retry_at is not None:
                 if now >= request.retry_at:
                     self._place(request, now)
@@ -346,7 +350,13 @@ class GatewayCore:
             self._effects.append(Accepted(request_id=request.request_id))
 
     def _refused(self, request: GatewayRequest, worker: WorkerId, reply: DispatchReply, now: float) -> None:
-        """A new request is not for this mesh. One that ran elsewhere before may still fit another worker."""
+        """A new request is not for this mesh. One that ran elsewhere before may still fit another worker. A worker that serves
+        another model than we knew is forgotten until it is heard again."""
+        if reply.code == "wrong_model":
+            self.counters["wrong_model"] += 1
+            self.registry.forget(worker)
+            self._raise_attempt(request, now, lost=None, full=None)
+            return
         if request.accepted and worker not in request.avoid:
             self._raise_attempt(request, now, lost=None, full=worker)
             return
@@ -365,9 +375,14 @@ class GatewayCore:
         request.raises = 0
         request.suspicion.token_came(worker, choice)
         request.avoid.clear()
+        overdue = delivered[-1].ending is not None and delivered[-1].ending.error_code == DEADLINE_CODE
+        if overdue:
+            delivered[-1] = replace(delivered[-1], ending=None)
         for fresh in delivered:
             self._effects.append(Deliver(request_id=request.request_id, choice=choice, new=fresh))
-        if not request.unfinished():
+        if overdue:
+            self._fail(request, _deadline_passed(), now)
+        elif not request.unfinished():
             self._end(request, None)
 
     def _needs_probe(self, request: GatewayRequest, stream: TokenStream, now: float) -> bool:
@@ -401,11 +416,14 @@ class GatewayCore:
         if entry.new is not None:
             self._take(request, entry.choice, worker, entry.new, now)
         if entry.state == "moved" and entry.moved_to is not None and not stream.ended:
-            target = WorkerId(entry.moved_to)
-            snapshot = self.registry.get(target)
-            request.involve(target, None if snapshot is None else snapshot.incarnation)
-            if request.source[entry.choice] == worker and request.request_id in self._requests:
-                request.source[entry.choice] = target
+            self._follow(request, entry.choice, worker, WorkerId(entry.moved_to))
+
+    def _follow(self, request: GatewayRequest, choice: int, worker: WorkerId, target: WorkerId) -> None:
+        """A choice has moved from one worker to another."""
+        snapshot = self.registry.get(target)
+        request.involve(target, None if snapshot is None else snapshot.incarnation)
+        if request.source[choice] == worker:
+            request.source[choice] = target
 
     def _not_answered(self, request_id: RequestId, attempt: int, worker: WorkerId, now: float, *, broker_alive: bool) -> None:
         request = self._current(request_id, attempt)
@@ -435,7 +453,15 @@ class GatewayCore:
             if had is not None and had != incarnation and follows:
                 request.heard_at = dict.fromkeys(request.heard_at, -math.inf)
 
-    def _on_notice(self, worker: WorkerId, incarnation: Incarnation, notice: SequenceNotice) -> None:
+    def _notice_farewell(self, worker: WorkerId, incarnation: Incarnation, now: float) -> None:
+        """What a worker had not finished when it left is placed again; nothing was lost by that."""
+        for request in list(self._requests.values()):
+            follows = any(request.source[stream.choice] == worker for stream in request.unfinished())
+            if follows and request.incarnations.get(worker) == incarnation:
+                request.avoid.add(worker)
+                self._raise_attempt(request, now, lost=None, full=None)
+
+    def _on_notice(self, worker: WorkerId, incarnation: Incarnation, notice: SequenceNotice, now: float) -> None:
         request = self._current(RequestId(notice.request_id), notice.attempt)
         if request is None or notice.choice not in request.streams:
             return
@@ -446,7 +472,14 @@ class GatewayCore:
                 request.suspicion.announce(worker, notice.choice)
             case "cleared":
                 request.suspicion.clear(worker, notice.choice)
-            case "moved" | "handed_back":
+            case "moved" if notice.moved_to is not None:
+                request.heard_at[notice.choice] = now
+                self._follow(request, notice.choice, worker, WorkerId(notice.moved_to))
+            case "handed_back":
+                self.counters["handed_back"] += 1
+                request.avoid.add(worker)
+                self._raise_attempt(request, now, lost=None, full=None)
+            case _:
                 pass
 
     def _raise_attempt(self, request: GatewayRequest, now: float, *, lost: WorkerId | None, full: WorkerId | None) -> None:
@@ -512,6 +545,10 @@ class GatewayCore:
     def _end(self, request: GatewayRequest, error: SegueError | None) -> None:
         del self._requests[request.request_id]
         self._effects.append(Ended(request_id=request.request_id, error=error))
+
+
+def _deadline_passed() -> RequestFailed:
+    return RequestFailed("the request's deadline has passed", code=DEADLINE_CODE, status=504)
 
 
 def _item(request: GatewayRequest, stream: TokenStream) -> ReplayItem:

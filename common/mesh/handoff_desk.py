@@ -5,7 +5,7 @@ list of effects.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from common.mesh.engine_values import BlocksFilled
@@ -64,6 +64,7 @@ class _Seal:
     sequence: WorkerSequence
     pin: int
     complete: bool
+    seal_round: int
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ class HandoffDesk:
     # ------------------------------------------------------------------ peers
 
     @property
-    def peers(self) -> Iterable[WorkerId]:
+    def peers(self) -> Collection[WorkerId]:
         return self._peers.keys()
 
     def is_joined(self, peer: WorkerId) -> bool:
@@ -164,15 +165,15 @@ class HandoffDesk:
 
     # ------------------------------------------------------------------ sending
 
-    def filled(self, sequence: WorkerSequence, event: BlocksFilled, now: float, *, leader_busy: bool) -> Settled:
-        """Blocks of a prompt are final: seal them, and offer the sequence with the first of them."""
+    def filled(self, sequence: WorkerSequence, event: BlocksFilled, now: float, *, later: bool) -> Settled:
+        """Blocks of a prompt are final: seal them, and offer the sequence with the first of them, or `later`."""
         self._tickets += 1
         pin = self._engine.pin(sequence.key)
-        self._seals[self._tickets] = _Seal(sequence, pin, event.complete)
+        self._seals[self._tickets] = _Seal(sequence, pin, event.complete, sequence.seal_round)
         self._effects.append(SealBlocks(ticket=self._tickets, blocks=event.blocks))
         if sequence.sender is None:
             sequence.awaits_offer = True
-        return [] if leader_busy else self.offer(sequence, now)
+        return [] if later else self.offer(sequence, now)
 
     def offer(self, sequence: WorkerSequence, now: float) -> Settled:
         """Make the offer that is due; where the peer is gone, the sequence stays."""
@@ -182,7 +183,7 @@ class HandoffDesk:
         if not self.is_joined(sequence.peer):
             return self._sender_settled(sequence, "kept")
         self._offers += 1
-        sequence.sender = Sender(_offer_of(sequence, self._offers), sequence.peer, now)
+        sequence.sender = Sender(_offer_of(sequence, self._offers, now), sequence.peer, now)
         self.send(sequence.peer, sequence.sender.offer)
         sequence.offer_index = self._peers[sequence.peer].sent
         blocks, sequence.sealed = sequence.sealed, []
@@ -200,7 +201,10 @@ class HandoffDesk:
         seal = self._seals.pop(ticket)
         self._engine.unpin(seal.pin)
         sequence = seal.sequence
-        earlier = next((other for other in self._seals.values() if other.sequence is sequence), None)
+        if seal.seal_round != sequence.seal_round:
+            return []
+        current = (sequence, seal.seal_round)
+        earlier = next((other for other in self._seals.values() if (other.sequence, other.seal_round) == current), None)
         complete = seal.complete and earlier is None
         if seal.complete and earlier is not None:
             earlier.complete = True  # seals may return in any order: LAST goes with the one that returns last
@@ -224,6 +228,18 @@ class HandoffDesk:
                 return self._sender_did(sequence, sender.on_refuse(message))
             case Ack():
                 return self._sender_did(sequence, sender.on_ack(message))
+
+    def take_back(self, sequence: WorkerSequence) -> Settled:
+        """Decode it here after all, where that is still possible."""
+        return [] if sequence.sender is None else self._sender_did(sequence, sequence.sender.keep())
+
+    def turn_away(self, sequence: WorkerSequence) -> Settled:
+        """Refuse an offer that waits for room here."""
+        receiver = sequence.receiver
+        if receiver is None or receiver.state is not ReceiverState.QUEUED:
+            return []
+        self.send(receiver.peer, refuse(receiver.offer, "draining"))
+        return self._receiver_did(sequence, receiver.release())
 
     def give_up(self, sequence: WorkerSequence) -> None:
         """Cancelled, replaced or ended: tell the other side, whichever it is, and release the engine's part."""
@@ -308,6 +324,8 @@ class HandoffDesk:
             self._effects.append(RevokeGrant(reservation=sequence.sender.reservation))
         sequence.sender = None
         sequence.sealed.clear()
+        sequence.sealed_all = False
+        sequence.seal_round += 1
         if outcome == "kept":
             sequence.peer = None
             self._engine.keep(sequence.key)
@@ -375,7 +393,7 @@ class HandoffDesk:
         return [(sequence, "running")]
 
 
-def _offer_of(sequence: WorkerSequence, number: int) -> Offer:
+def _offer_of(sequence: WorkerSequence, number: int, now: float) -> Offer:
     job = sequence.job
     return Offer(
         request_id=sequence.key.request_id,
@@ -390,7 +408,7 @@ def _offer_of(sequence: WorkerSequence, number: int) -> Offer:
         sampling=job.sampling,
         positions=len(job.prompt) + len(job.given),
         salt=job.salt,
-        remaining_s=sequence.remaining_s,
+        remaining_s=None if sequence.deadline is None else max(0.0, sequence.deadline - now),
         suspect=sequence.suspect,
     )
 

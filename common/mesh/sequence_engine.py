@@ -123,6 +123,12 @@ class SequenceEngine:
         sequence.phase = Phase.RUNNING
         self._name_full_blocks(sequence)
 
+    def hand_over(self, key: SequenceKey) -> None:
+        """Let a running sequence stop after its next token, with its blocks final, as if it had come to be handed off."""
+        sequence = self._sequences[key]
+        sequence.job = replace(sequence.job, hand_off=True)
+        sequence.reported = 0
+
     def keep(self, key: SequenceKey) -> None:
         """The hand-off came to nothing: decode here."""
         sequence = self._sequences[key]
@@ -474,7 +480,7 @@ class SequenceEngine:
         if new.ending is not None:
             yield self._end(sequence, new)
             return
-        if sequence.job.hand_off:
+        if sequence.job.hand_off and not sequence.in_flight:
             sequence.phase = Phase.HELD
         yield TokensMade(key=sequence.job.key, new=new)
 

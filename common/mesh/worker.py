@@ -7,14 +7,16 @@ attempts, logs, and the frames that leave.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common.mesh.engine_values import BlocksFilled, EngineEvent, EngineLoad, Preempted, SequenceJob, TokensMade
+from common.mesh.evacuation import Evacuation
 from common.mesh.handoff_desk import HandoffDesk, Settled
+from common.mesh.intake import Intake, WorkerLimits
 from common.mesh.sequence import Phase
 from common.mesh.sequence_engine import SequenceEngine
-from common.mesh.suspects import Suspects
-from common.mesh.worker_effects import ObserveHandoff, SendTokens, WorkerEffect
+from common.mesh.suspects import Suspects, notice_of
+from common.mesh.worker_effects import ObserveHandoff, SendNotices, SendTokens, WorkerEffect
 from common.mesh.worker_sequence import WorkerSequence
 from common.policy.prefix_log import PrefixLog
 from common.protocol.attempt_floor import AttemptFloors
@@ -41,7 +43,9 @@ from common.protocol.messages import (
     RefuseReason,
     ReplayEntry,
     ReplayItem,
+    SequenceNotice,
     SequenceState,
+    Snapshot,
     Withdraw,
     unpack_ids,
 )
@@ -49,16 +53,8 @@ from common.protocol.token_log import SequenceLog, TokenLogs
 from common.values.errors import PeerError
 from common.values.ids import GatewayId, Incarnation, Owner, RequestId, ReservationId, SequenceKey, WorkerId
 from common.values.step import StepPlan, StepResult
+from common.values.tokens import DEADLINE_CODE, Ending, NewTokens
 from common.values.transfer import PullOutcome
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerLimits:
-    """`offer_patience_s`: how long an offer may wait for room at the peer before the sequence is decoded here."""
-
-    max_model_len: int
-    vocab_size: int
-    offer_patience_s: float = 2.0
 
 
 @dataclass(slots=True)
@@ -86,12 +82,12 @@ class WorkerCore:
         self.worker = worker
         self.counters = WorkerCounters()
         self._engine = engine
-        self._limits = limits
+        self._intake = Intake(limits, engine)
         self._floors = AttemptFloors()
         self._logs = TokenLogs()
         self._sequences: dict[SequenceKey, WorkerSequence] = {}
         self._effects: list[WorkerEffect] = []
-        self._draining = False
+        self.evacuation = Evacuation(worker)
         self.desk = HandoffDesk(
             engine=engine,
             block_size=block_size,
@@ -126,9 +122,12 @@ class WorkerCore:
         """What the mesh is told of the prefixes held here."""
         return self._engine.prefix_log
 
-    def drain(self) -> None:
-        """Take no new work; what runs goes on."""
-        self._draining = True
+    def drain(self, now: float) -> None:
+        """Take no new work; what runs goes to other workers, or ends here where there are none."""
+        self.evacuation.leaving = True
+        for sequence in [s for s in self._sequences.values() if s.receiver is not None]:
+            self._settle(self.desk.turn_away(sequence), now)
+        self._go_on(now)
 
     @property
     def idle(self) -> bool:
@@ -170,7 +169,7 @@ class WorkerCore:
                 message = ForwardedCancel(request_id=request, choice=key.choice, attempt=cancel.attempt)
                 self.desk.send(log.moved_to, message)
                 self._logs.forget(key)
-        self.desk.serve_queue()
+        self._go_on(now)
 
     def on_replay(self, items: Iterable[ReplayItem], gateway: str = "", incarnation: str = "") -> list[ReplayEntry]:
         """Missing tokens and the state of each sequence asked for; this is also the gateway's probe, and its adoption."""
@@ -186,7 +185,7 @@ class WorkerCore:
             if sequence.key in self._sequences:
                 self._give_up(sequence, now)
                 self.counters.ended["owner_lost"] += 1
-        self.desk.serve_queue()
+        self._go_on(now)
 
     def token_log(self, key: SequenceKey) -> SequenceLog | None:
         """What was emitted of a sequence; None where it was cancelled or is long over."""
@@ -200,11 +199,11 @@ class WorkerCore:
             self._on_engine_event(event, frames, now)
         tokens = [SendTokens(gateway=gateway, entries=tuple(entries)) for gateway, entries in frames.items()]
         self._effects[:0] = tokens  # the client's tokens leave before anything else that this step brought about
-        self.desk.serve_queue()
+        self._go_on(now)
 
     def on_sealed(self, ticket: int, blocks: Sequence[ReadyBlock], now: float) -> None:
         self._settle(self.desk.sealed(ticket, blocks), now)
-        self.desk.serve_queue()
+        self._go_on(now)
 
     # ------------------------------------------------------------------ peer events
 
@@ -216,7 +215,7 @@ class WorkerCore:
         """What was to be decoded there is decoded here, with care: it or a sibling may be what took the peer down."""
         settled = self.desk.peer_lost(peer, list(self._sequences.values()))
         for sequence, settlement in settled:
-            if settlement == "kept":
+            if settlement == "kept" and not self.evacuation.announced_leave(peer):
                 sequence.suspect = True
                 self._engine.make_suspect(sequence.key)
         self._settle(settled, now)
@@ -234,27 +233,37 @@ class WorkerCore:
             case Ready() | Last() | Withdraw():
                 sequence = self._sequence_of(message.request_id, message.choice, message.attempt)
                 if isinstance(message, Last) and sequence is not None and sequence.receiver is not None:
-                    self._check_last(message, sequence)
+                    job = sequence.job
+                    self._intake.check_last(message, len(job.prompt), job.given, job.sampling)
                 self._settle(self.desk.sender_message(peer, message, sequence), now)
             case Accept() | Busy() | Refuse() | Ack():
                 sequence = self._sequence_of(message.request_id, message.choice, message.attempt)
                 if sequence is not None and sequence.peer == peer:
                     self._settle(self.desk.receiver_message(sequence, message), now)
+                    if sequence.leaves and isinstance(message, Busy):
+                        self._settle(self.desk.take_back(sequence), now)  # its stream waits: try another one
             case ForwardedCancel():
                 cancel = Cancel(request_id=message.request_id, attempt=message.attempt, choices=[message.choice])
                 self.on_cancel(cancel, now)
-        self.desk.serve_queue()
+        self._go_on(now)
+
+    def on_peer_snapshot(self, message: Snapshot, now: float) -> None:
+        """Another worker of the group was heard."""
+        self.evacuation.on_snapshot(message, now)
+        self._evacuate(now)
 
     def on_pulled(self, ticket: int, outcomes: Sequence[PullOutcome], now: float) -> None:
         self._settle(self.desk.pulled(ticket, outcomes), now)
-        self.desk.serve_queue()
+        self._go_on(now)
 
     def on_tick(self, now: float) -> None:
         """Once a second or so: expire, list what is held with each peer, end the patience with busy peers."""
         self._floors.expire(now)
         self._logs.expire(now)
+        self.evacuation.on_tick(now)
+        self._end_overdue(now)
         self._settle(self.desk.tick(now, list(self._sequences.values())), now)
-        self.desk.serve_queue()
+        self._go_on(now)
 
     def check_invariants(self) -> None:
         self._engine.check_invariants()
@@ -269,28 +278,17 @@ class WorkerCore:
     # ------------------------------------------------------------------ placing
 
     def _judge(self, dispatch: Dispatch, prompt: tuple[int, ...]) -> tuple[DispatchVerdict, str, str]:
-        limits = self._limits
-        if not prompt:
-            return "refused", "invalid_request", "the prompt is empty"
-        if len(prompt) >= limits.max_model_len:
-            message = f"the prompt has {len(prompt)} tokens; this model takes at most {limits.max_model_len - 1}"
-            return "refused", "context_length_exceeded", message
-        if not all(self._in_vocabulary(ids) for ids in (prompt, *(state.tokens for state in dispatch.choices))):
-            return "refused", "invalid_request", f"token ids must be between 0 and {limits.vocab_size - 1}"
-        if not self._engine.can_ever_fit(len(prompt), dispatch.sampling.max_tokens):
-            message = "prompt and max_tokens do not fit the KV cache of a worker even when it is empty: ask for fewer tokens"
-            return "refused", "kv_cache_too_small", message
+        refusal = self._intake.refusal(dispatch, prompt)
+        if refusal is not None:
+            return "refused", refusal.code, refusal.message
         keys = [SequenceKey(RequestId(dispatch.request_id), state.choice) for state in dispatch.choices]
         if any(self._is_stale(key, dispatch.attempt) or self._has_newer_owner(key, dispatch.epoch) for key in keys):
             return "stale", "", ""
         if all(self._is_known(key, dispatch.attempt) for key in keys):
             return "accepted", "", ""
-        if self._draining or not self._engine.has_room_to_queue(len(keys)):
+        if self.evacuation.leaving or not self._engine.has_room_to_queue(len(keys)):
             return "full", "", ""
         return "accepted", "", ""
-
-    def _in_vocabulary(self, ids: Sequence[int]) -> bool:
-        return not ids or (min(ids) >= 0 and max(ids) < self._limits.vocab_size)
 
     def _is_stale(self, key: SequenceKey, attempt: int) -> bool:
         """Also where the floor has expired under a sequence that runs on."""
@@ -337,7 +335,7 @@ class WorkerCore:
             log=self._logs.open(key, log),
             peer=target if hand_off else None,
             leader=job.after,
-            remaining_s=dispatch.remaining_s,
+            deadline=None if dispatch.remaining_s is None else now + dispatch.remaining_s,
             suspect=dispatch.suspect,
         )
 
@@ -359,7 +357,7 @@ class WorkerCore:
             log=self._logs.open(key, log),
             peer=peer,
             receiver=Receiver(offer, peer),
-            remaining_s=offer.remaining_s,
+            deadline=None if offer.remaining_s is None else now + offer.remaining_s,
             suspect=offer.suspect,
         )
         self.desk.take_offer(sequence)
@@ -368,22 +366,7 @@ class WorkerCore:
         current = self._sequences.get(key)
         if self._floors.is_stale(key, offer.attempt) or (current is not None and current.attempt >= offer.attempt):
             return "stale"
-        whole = len(prompt) + len(offer.tokens)
-        if not prompt or whole > self._limits.max_model_len or not 0 < offer.positions <= whole:
-            return "mismatch"
-        if not (self._in_vocabulary(prompt) and self._in_vocabulary(offer.tokens)):
-            return "mismatch"
-        if not self._engine.can_ever_fit(len(prompt), offer.sampling.max_tokens):
-            return "never_fits"
-        return "draining" if self._draining else None
-
-    def _check_last(self, last: Last, sequence: WorkerSequence) -> None:
-        """What takes over the right to emit must continue what was offered. A peer that breaks this is not talked to."""
-        new, given = last.new, sequence.job.given
-        room = min(sequence.job.sampling.max_tokens, self._limits.max_model_len - len(sequence.job.prompt))
-        continues = new.first == 0 and new.tokens[: len(given)] == given and len(given) < len(new.tokens) < room
-        if not continues or new.ending is not None or not self._in_vocabulary(new.tokens):
-            raise PeerError("LAST does not continue what was offered")
+        return self._intake.reason_to_refuse(offer, prompt) or ("draining" if self.evacuation.leaving else None)
 
     def _admit(self, key: SequenceKey, attempt: int, now: float) -> None:
         """A higher attempt replaces a lower one on the same worker: replacing is cancelling."""
@@ -402,8 +385,7 @@ class WorkerCore:
                 self.counters.tokens += len(new.tokens)
                 self.suspects.token_made(sequence)
                 sequence.suspect = sequence.suspect and sequence.peer is not None
-                entry = FrameEntry(request_id=event.key.request_id, choice=event.key.choice, attempt=sequence.attempt, new=new)
-                frames.setdefault(sequence.log.owner.gateway, []).append(entry)
+                frames.setdefault(sequence.log.owner.gateway, []).append(_frame_entry(sequence, new))
                 if new.ending is not None:
                     self._on_ended(sequence, new.ending.reason, now)
                 else:
@@ -412,8 +394,11 @@ class WorkerCore:
                     self._settle(self.desk.token_made(sequence), now)
             case BlocksFilled():
                 leader = self._sequences.get(sequence.leader) if sequence.leader is not None else None
-                leader_busy = leader is not None and leader.peer is not None
-                self._settle(self.desk.filled(sequence, event, now, leader_busy=leader_busy), now)
+                later = leader is not None and leader.peer is not None
+                if sequence.leaves:  # its tokens so far are its prompt's part; they are known once it stands still
+                    later = not event.complete
+                    sequence.job = replace(sequence.job, given=tuple(sequence.log.tokens[:-1]))
+                self._settle(self.desk.filled(sequence, event, now, later=later), now)
             case Preempted():
                 sequence.log.state = "preempted"
                 self.suspects.preempted(sequence)
@@ -433,12 +418,15 @@ class WorkerCore:
                     if sequence.first_token_at is not None:
                         self._effects.append(ObserveHandoff(exposed_s=now - sequence.first_token_at))
                     self._logs.close(sequence.key, "moved", now, moved_to=sequence.peer)
+                    if sequence.leaves:
+                        self._notify(sequence, notice_of(sequence, "moved", sequence.peer))
                     del self._sequences[sequence.key]
                 case "dropped" | "released":
                     self._logs.forget(sequence.key)
                     del self._sequences[sequence.key]
                 case "kept" | "running":
                     sequence.log.state = "running"
+                    sequence.leaves = False
             self._offer_followers(sequence.key, now)
 
     def _offer_followers(self, leader: SequenceKey, now: float) -> None:
@@ -452,6 +440,48 @@ class WorkerCore:
         del self._sequences[sequence.key]
         self._logs.forget(sequence.key)
         self._offer_followers(sequence.key, now)
+
+    def _go_on(self, now: float) -> None:
+        """What every event may have made possible."""
+        self.desk.serve_queue()
+        self._evacuate(now)
+
+    def _evacuate(self, now: float) -> None:
+        """Start moving what can be moved; hand back what nobody takes."""
+        if not self.evacuation.leaving or not self.evacuation.has_somewhere_to_go:
+            return
+        for sequence in list(self._sequences.values()):
+            phase = self._engine.phase(sequence.key)
+            moves = sequence.leaves or sequence.peer is not None or phase is not Phase.RUNNING
+            if sequence.key not in self._sequences or (moves and phase is not Phase.WAITING):
+                continue
+            target = self.evacuation.target(self.desk.peers, sequence.tried) if phase is Phase.RUNNING else None
+            if target is None:
+                self._notify(sequence, notice_of(sequence, "handed_back"))
+                self.counters.ended["handed_back"] += 1
+                self._give_up(sequence, now)
+            else:
+                sequence.leaves, sequence.peer, sequence.leader = True, target, None
+                sequence.tried.add(target)
+                self._engine.hand_over(sequence.key)
+
+    def _end_overdue(self, now: float) -> None:
+        """Past its deadline a sequence ends with whoever may emit its tokens; a landing is let go."""
+        for sequence in list(self._sequences.values()):
+            if sequence.deadline is None or now <= sequence.deadline or sequence.key not in self._sequences:
+                continue
+            if sequence.receiver is not None:
+                self._give_up(sequence, now)
+            elif sequence.log.state != "moved":
+                message = "the request's deadline has passed"
+                ending = Ending(reason="error", error_code=DEADLINE_CODE, error_message=message)
+                new = NewTokens(first=len(sequence.log.tokens), tokens=(), ending=ending)
+                sequence.log.append(new)
+                self._effects.append(SendTokens(gateway=sequence.log.owner.gateway, entries=(_frame_entry(sequence, new),)))
+                self._on_ended(sequence, "deadline", now)
+
+    def _notify(self, sequence: WorkerSequence, notice: SequenceNotice) -> None:
+        self._effects.append(SendNotices(gateway=sequence.log.owner.gateway, notices=(notice,)))
 
     def _sequence_of(self, request: str, choice: int, attempt: int) -> WorkerSequence | None:
         sequence = self._sequences.get(SequenceKey(RequestId(request), choice))
@@ -479,6 +509,10 @@ class WorkerCore:
         if log.state in ("queued", "running", "preempted") and self._engine.phase(key) is Phase.RUNNING:
             return "running"
         return log.state
+
+
+def _frame_entry(sequence: WorkerSequence, new: NewTokens) -> FrameEntry:
+    return FrameEntry(request_id=sequence.key.request_id, choice=sequence.key.choice, attempt=sequence.attempt, new=new)
 
 
 def _owner(dispatch: Dispatch) -> Owner:

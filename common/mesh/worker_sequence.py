@@ -19,6 +19,8 @@ class WorkerSequence:
     """`peer` is the other side of a hand-off that is planned or under way, None where the sequence runs here alone.
 
     `leader` is the choice whose prompt this one shares: it is handed off first, so that the receiver knows the blocks.
+    While it `leaves` a worker that takes no new work, `peer` is where to; `tried` are all that it was offered to. Seals of an
+    earlier `seal_round` than its present hand-off are void.
     A `suspect` was recovered from a lost worker; it is one until the worker that decodes it makes a token.
     Blocks that were sealed before there is an offer wait in `sealed`.
     """
@@ -32,7 +34,10 @@ class WorkerSequence:
     sender: Sender | None = None
     receiver: Receiver | None = None
     offer_index: int = 0
-    remaining_s: float | None = None
+    deadline: float | None = None
+    leaves: bool = False
+    tried: set[WorkerId] = field(default_factory=set)
+    seal_round: int = 0
     suspect: bool = False
     awaits_offer: bool = False
     first_token_at: float | None = None

@@ -16,8 +16,9 @@ import uvloop
 
 from common.adapters.kv_transport import build_kv_transport
 from common.adapters.peer_network import TcpPeerNetwork
+from common.mesh.intake import WorkerLimits
 from common.mesh.sequence_engine import SequenceEngine
-from common.mesh.worker import WorkerCore, WorkerLimits
+from common.mesh.worker import WorkerCore
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
 from common.ports.kv_transport import KvRegion
@@ -205,7 +206,7 @@ def _core(settings: WorkerSettings, model: WorkerModel, region: KvRegion) -> Wor
         worker=WorkerId(settings.id),
         engine=engine,
         block_size=model.layout.block_size,
-        limits=WorkerLimits(max_model_len=model.card.max_model_len, vocab_size=model.card.vocab_size),
+        limits=WorkerLimits(max_model_len=model.card.max_model_len, vocab_size=model.card.vocab_size, model=model.card.model),
         make_reservation=lambda: ReservationId(secrets.token_bytes(16)),
     )
 

@@ -11,7 +11,7 @@ from common.runtime.worker_service import WorkerService
 SETTLEMENTS = ("moved", "kept", "dropped", "running", "released")
 PULL_OUTCOMES = ("copied", "generation", "checksum", "refused", "lost", "missing")
 VERDICTS = ("accepted", "full", "stale", "refused")
-ENDINGS = ("stop", "length", "error", "cancelled", "owner_lost")
+ENDINGS = ("stop", "length", "error", "cancelled", "handed_back", "deadline", "owner_lost")
 REFUSALS = ("stale", "full", "draining", "never_fits", "mismatch")
 _LOADS = {
     "segue_sequences_waiting": ("Sequences without blocks.", lambda load: load.waiting),

@@ -184,6 +184,8 @@ class WorkerService:
                 self.fail(SettingsError(taken))
         elif snapshot.model == self._identity.model:
             self._links.announced(snapshot, gone=heard.gone)
+            self._core.on_peer_snapshot(heard, self._now())
+            self._after_event(changed=False)
 
     def _on_gateway_beat(self, message: Message) -> None:
         try:
@@ -328,8 +330,10 @@ class WorkerService:
 
     async def _drain(self) -> None:
         """No new work; what runs may end within the deadline."""
-        self._core.drain()
         self._enter("draining")
+        self._publish_snapshot()
+        self._core.drain(self._now())
+        self._after_event()
         try:
             async with asyncio.timeout(self._identity.drain_s):
                 while not self._core.idle:

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from common.mesh.owner_watch import OwnerWatch
 from common.mesh.sequence_engine import SequenceEngine
-from common.mesh.worker import WorkerCore, WorkerLimits
+from common.mesh.intake import WorkerLimits
+from common.mesh.worker import WorkerCore
 from common.mesh.worker_effects import (
     AnnounceSuspect,
     GrantBlocks,
@@ -150,9 +151,10 @@ class SimulatedWorker:
 
     def drain(self, gone: Action) -> None:
         """SIGTERM: no new work, then a farewell, whatever runs at the deadline; `gone` once the process has ended."""
-        self.core.drain()
         self._state = "draining"
         self._say_snapshot()
+        self.core.drain(self._around.now)
+        self._after_event()
         self._go_when_idle(self._around.now + DRAIN_S, gone)
 
     def _go_when_idle(self, deadline: float, gone: Action) -> None:
@@ -191,6 +193,8 @@ class SimulatedWorker:
     def on_snapshot(self, snapshot: Snapshot) -> None:
         if not snapshot.gone:
             self.peers.announced(snapshot.snapshot)
+        self.core.on_peer_snapshot(snapshot, self._around.now)
+        self._after_event(changed=False)
 
     def on_connected(self, connection: Connection) -> None:
         self.peers.on_connected(connection)

@@ -6,6 +6,9 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "error"]
 """`stop`: end-of-sequence or a stop token; `length`: max_tokens or the context is reached; `error`: see Ending."""
 
+DEADLINE_CODE = "deadline_exceeded"
+"""The error code of an ending by the request's own deadline."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionLogprobs:

@@ -6,7 +6,7 @@ from services.gateway.mesh_client import LiveMesh
 
 COUNTED = (
     *("probes", "unknown", "workers_lost", "stray_frames", "dispatch_full", "dispatch_stale", "adopted", "dropped", "left_unread"),
-    *("suspects_announced", "requests_poisoned"),
+    *("suspects_announced", "requests_poisoned", "handed_back", "wrong_model"),
 )
 
 

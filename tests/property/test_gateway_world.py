@@ -25,7 +25,8 @@ WEATHERS = {
     "frozen workers": Faults(freezes=0.006),
     "dying workers": Faults(deaths=0.004),
     "poison": Faults(poison=0.15),
-    "storm": Faults(cancels=0.01, breaks=0.005, losses=0.03, outages=0.003, deaths=0.002, freezes=0.003, delay_s=3.0),
+    "leaving workers": Faults(leaves=0.006),
+    "storm": Faults(leaves=0.002, cancels=0.01, breaks=0.005, losses=0.03, outages=0.003, deaths=0.002, freezes=0.003, delay_s=3.0),
 }
 
 
@@ -70,16 +71,27 @@ def test_a_request_that_kills_workers_takes_two_at_most_and_its_neighbours_finis
         assert client.error is None or client.killed >= 2 or world.counts["dispatch_full"]
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_workers_that_leave_cost_no_request_and_nobody_is_taken_for_lost(seed: int) -> None:
+    world = run_world(seed, WEATHERS["leaving workers"])
+    counters = world.core.counters
+    assert counters["workers_lost"] == counters["suspects_announced"] == counters["requests_poisoned"] == 0
+    assert {kind for kind in world.counts if kind.startswith("failed_")} <= {"failed_overloaded"}
+
+
 def test_the_schedules_reach_what_they_are_for() -> None:
     """A law that is never put to the test holds easily."""
     seen: Counter[str] = Counter()
     for seed in range(40):
-        world = run_world(seed, WEATHERS["storm"], waiting=2 if seed % 4 == 0 else None)
+        weather = WEATHERS["leaving workers" if seed % 8 == 7 else "storm"]
+        world = run_world(seed, weather, waiting=2 if seed % 4 == 0 else None)
         seen.update(world.counts)
         seen.update(world.core.counters)
         seen["moved"] += sum(node.core.desk.counters.settled["moved"] for node in world.nodes.values())
     for what in (
         *("death", "freeze", "outage", "silence", "lose", "cancel", "cancel_choice", "lost_message", "unanswered", "moved"),
         *("dispatch_full", "probes", "unknown", "workers_lost", "stray_frames", "suspects_announced"),
+        *("leave", "handed_back"),
     ):
         assert seen[what], f"no schedule has {what}"

@@ -27,7 +27,8 @@ WEATHERS = {
     "bad blocks": Weather(bad_blocks=0.15),
     "cancels and new attempts": Weather(cancels=0.02, raises=0.01),
     "lost connections": Weather(losses=0.015),
-    "storm": Weather(cancels=0.01, raises=0.005, losses=0.01, bad_blocks=0.05),
+    "workers that leave": Weather(drains=0.01),
+    "storm": Weather(cancels=0.01, raises=0.005, losses=0.01, bad_blocks=0.05, drains=0.002),
 }
 
 
@@ -60,6 +61,7 @@ def test_the_schedules_reach_what_they_are_for() -> None:
             seen.update({f"settled_{outcome}": count for outcome, count in node.core.desk.counters.settled.items()})
     for what in (
         *("emitted_by_two", "Busy", "Withdraw", "Refuse", "ForwardedCancel", "preempted", "prefix_hit", "lose", "cancel", "raise"),
+        *("drain", "notice_moved", "notice_handed_back"),
         *("settled_moved", "settled_kept", "settled_dropped", "settled_running", "settled_released"),
         *("block_copied", "block_generation", "block_checksum", "block_lost", "block_refused", "dispatch_full"),
     ):

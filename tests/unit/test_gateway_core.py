@@ -134,8 +134,6 @@ def test_a_running_request_that_one_worker_refuses_goes_to_another() -> None:
     d.started("a", "b", "c")
     d.frame("a", 0, 5, now=0.1)
     d.farewell("a", 0.2)
-    d.probes(0.5)
-    d.replay("a", None, now=0.6)
     d.answer("b", "refused", attempt=2, code="kv_cache_too_small", now=0.7)
     assert d.dispatches() == [("b", 2), ("c", 3)]
     d.answer("c", "refused", attempt=3, code="kv_cache_too_small", now=0.8)

@@ -10,17 +10,16 @@ from common.mesh.gateway import (
     PATIENCE_S,
 )
 from common.mesh.gateway_effects import SendDispatch, SendReplay
-from common.protocol.messages import NoticeKind, SequenceNotice, TokenFrame
 from common.values.errors import (
     BrokerUnavailable,
     Overloaded,
     RequestFailed,
     Unavailable,
 )
-from common.values.ids import RequestId
+from common.values.ids import RequestId, WorkerId
 from common.values.sampling import SamplingParameters
-from common.values.tokens import NewTokens
-from tests.gateway_driver import MODEL, Driver, R
+from common.values.tokens import DEADLINE_CODE, Ending, NewTokens
+from tests.gateway_driver import MODEL, Driver
 
 
 def test_a_gap_is_probed_after_50_ms() -> None:
@@ -162,12 +161,49 @@ def test_an_answer_clears_the_worker_that_gave_it_and_no_other() -> None:
     assert d.dispatches() == []
 
 
-def test_a_worker_that_is_gone_is_lost_with_the_first_unanswered_probe() -> None:
+def test_what_a_worker_had_left_at_its_farewell_is_placed_again_and_nothing_was_lost() -> None:
     d = Driver()
     d.started("a", "b")
     d.farewell("a", 0.2)
-    d.replay("a", None, now=0.5)
-    assert d.dispatches() == [("b", 2)]
+    (again,) = [effect.dispatch for effect in d.take() if isinstance(effect, SendDispatch)]
+    assert (again.attempt, again.suspect) == (2, False)
+    assert d.core.counters["workers_lost"] == 0
+
+
+def test_what_is_handed_back_is_placed_elsewhere_and_what_has_moved_is_asked_there() -> None:
+    d = Driver()
+    d.started("a", "b", choices=2)
+    d.know("c")
+    d.notice("a", "moved", choice=1, moved_to="b", now=0.1)
+    assert d.probes(1.0) == [("a", [0]), ("b", [1])]
+    d.notice("a", "handed_back", now=1.0)
+    (again,) = [effect for effect in d.take() if isinstance(effect, SendDispatch)]
+    assert again.worker != "a"
+    assert [again.dispatch.attempt, again.dispatch.suspect, len(again.dispatch.choices)] == [2, False, 2]
+    d.notice("a", "handed_back", now=1.1)
+    assert d.dispatches() == []
+
+
+def test_a_worker_that_serves_another_model_by_now_is_forgotten_and_the_request_placed_again() -> None:
+    d = Driver()
+    d.know("a")
+    d.know("b")
+    d.start()
+    d.answer("a", "refused", code="wrong_model")
+    assert d.dispatches() == [("a", 1), ("b", 2)]
+    assert d.core.registry.get(WorkerId("a")) is None
+
+
+def test_a_deadline_that_a_worker_kept_is_told_as_the_requests_error() -> None:
+    d = Driver()
+    d.started("a")
+    d.frame("a", 0, 5, now=0.1)
+    late = NewTokens(first=1, tokens=(), ending=Ending(reason="error", error_code=DEADLINE_CODE))
+    d.replay("a", "ended", new=late, now=0.5)
+    error = d.error()
+    assert isinstance(error, RequestFailed)
+    assert (error.code, error.status) == (DEADLINE_CODE, 504)
+    assert d.delivered() == [5]
 
 
 def test_silence_does_not_count_while_the_broker_is_silent_itself() -> None:
@@ -180,11 +216,6 @@ def test_silence_does_not_count_while_the_broker_is_silent_itself() -> None:
     assert d.dispatches() == []
 
 
-def suspect(d: Driver, worker: str, kind: NoticeKind = "suspect", *, attempt: int) -> None:
-    notice = SequenceNotice(request_id=R, choice=0, attempt=attempt, kind=kind)
-    d.core.on_frame(TokenFrame(worker=worker, incarnation="1", entries=[], notices=[notice]), 2.0)
-
-
 def test_only_the_announced_suspect_is_charged_and_its_second_worker_is_its_last() -> None:
     d = Driver()
     d.started("a", "b", "c", "e")
@@ -192,12 +223,12 @@ def test_only_the_announced_suspect_is_charged_and_its_second_worker_is_its_last
     d.silent_probes("b", MAX_UNANSWERED, attempt=2, now=2.0)
     again = [e.dispatch for e in d.take() if isinstance(e, SendDispatch)]
     assert [dispatch.suspect for dispatch in again] == [True, True]
-    suspect(d, "c", attempt=3)
-    suspect(d, "c", "cleared", attempt=3)
+    d.notice("c", "suspect", attempt=3, now=2.0)
+    d.notice("c", "cleared", attempt=3, now=2.0)
     d.silent_probes("c", MAX_UNANSWERED, attempt=3, now=2.0)
     assert d.ends() == []
-    suspect(d, "e", attempt=3)
-    suspect(d, "e", attempt=4)
+    d.notice("e", "suspect", attempt=3, now=2.0)
+    d.notice("e", "suspect", attempt=4, now=2.0)
     d.silent_probes("e", MAX_UNANSWERED, attempt=4, now=2.0)
     error = d.error()
     assert isinstance(error, RequestFailed)
@@ -209,7 +240,7 @@ def test_a_new_token_is_the_proof_of_innocence() -> None:
     d = Driver()
     d.started("a", "b", "c")
     d.silent_probes("a", MAX_UNANSWERED, now=2.0)
-    suspect(d, "b", attempt=2)
+    d.notice("b", "suspect", attempt=2, now=2.0)
     d.frame("b", 0, 5, attempt=2, now=2.1)
     d.silent_probes("b", MAX_UNANSWERED, attempt=2, now=2.2)
     assert d.ends() == []

@@ -6,7 +6,7 @@ import msgspec
 
 from common.mesh.engine_values import SequenceJob
 from common.mesh.sequence_engine import SequenceEngine
-from common.mesh.worker_effects import SendControl
+from common.mesh.worker_effects import SendControl, SendTokens
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
 from common.protocol.messages import Cancel, ChoiceState, Dispatch, Held, Offer, Refuse, ReplayItem, pack_ids
@@ -14,6 +14,7 @@ from common.simulation.shadow_kv import EOS, ShadowKv, ShadowStep
 from common.values.ids import ModelKey, RequestId, SequenceKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.sampling import SamplingParameters
+from common.values.tokens import DEADLINE_CODE, Ending
 from tests.handoff_node import Node
 
 KEY = SequenceKey(RequestId("r"), 0)
@@ -114,8 +115,40 @@ def test_a_full_queue_and_a_draining_worker_say_full() -> None:
         assert worker.core.on_dispatch(dispatch(1, request=f"r{number}"), 0.0).verdict == "accepted"
     assert worker.core.on_dispatch(dispatch(1, request="one too many"), 0.0).verdict == "full"
     empty = node()
-    empty.core.drain()
+    empty.core.drain(0.0)
     assert empty.core.on_dispatch(dispatch(1), 0.0).verdict == "full"
+
+
+def test_a_worker_ends_what_is_past_its_deadline_and_refuses_what_is_for_another_model() -> None:
+    worker = node()
+    worker.core.on_dispatch(msgspec.structs.replace(dispatch(1), remaining_s=2.0), 0.0)
+    step(worker)
+    worker.core.take_effects()
+    worker.core.on_tick(1.9)
+    assert state(worker, 1) == "running"
+    worker.core.on_tick(2.1)
+    (frame,) = [effect for effect in worker.core.take_effects() if isinstance(effect, SendTokens)]
+    assert frame.entries[0].new.ending == Ending(
+        reason="error", error_code=DEADLINE_CODE, error_message="the request's deadline has passed"
+    )
+    assert state(worker, 1) == "ended"
+    assert worker.core.idle
+    assert (
+        worker.core.on_dispatch(msgspec.structs.replace(dispatch(1, request="r2"), model=ModelKey("m", "2")), 3.0).code
+        == "wrong_model"
+    )
+
+
+def test_what_is_left_of_a_deadline_goes_with_the_offer() -> None:
+    worker = node()
+    worker.core.on_peer_joined(WorkerId("q"))
+    worker.core.on_dispatch(msgspec.structs.replace(dispatch(1), remaining_s=5.0, decode_worker="q"), 10.0)
+    plan = worker.core.plan()
+    assert plan is not None
+    worker.step.submit(plan)
+    worker.core.on_step(worker.step.perform(), 12.0)
+    (sent,) = [e.message for e in worker.core.take_effects() if isinstance(e, SendControl) and isinstance(e.message, Offer)]
+    assert sent.remaining_s == 3.0
 
 
 def offer(**changes: object) -> Offer:

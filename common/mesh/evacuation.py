@@ -1,0 +1,54 @@
+"""Where the sequences of a worker go that takes no new work: by the ordinary hand-off, under the same attempt, to a peer that
+decodes; what has no blocks, or what no peer takes, goes back to its gateway, which places it again.
+
+While no other worker of the group is ready, everything stays and ends here.
+"""
+
+from collections.abc import Collection
+
+from common.mesh.worker_registry import WorkerRegistry
+from common.policy.routing import decode_wait
+from common.protocol.messages import Snapshot
+from common.values.ids import WorkerId
+from common.values.worker import WorkerSnapshot
+
+
+class Evacuation:
+    """One per worker: what it hears of the others, and whether it is leaving."""
+
+    def __init__(self, worker: WorkerId) -> None:
+        self._worker = worker
+        self._others = WorkerRegistry()
+        self._leavers: set[WorkerId] = set()
+        self.leaving = False
+
+    def on_snapshot(self, message: Snapshot, now: float) -> None:
+        """Of another worker of the group."""
+        self._others.observe(message.snapshot, now, gone=message.gone)
+        if message.gone or message.snapshot.state == "draining":
+            self._leavers.add(message.snapshot.worker)
+        else:
+            self._leavers.discard(message.snapshot.worker)
+
+    def announced_leave(self, worker: WorkerId) -> bool:
+        """Whether that worker said that it goes: its end is no loss."""
+        return worker in self._leavers
+
+    def on_tick(self, now: float) -> None:
+        self._others.expire(now)
+
+    @property
+    def has_somewhere_to_go(self) -> bool:
+        return any(True for _ in self._ready())
+
+    def target(self, joined: Collection[WorkerId], tried: Collection[WorkerId]) -> WorkerId | None:
+        """The least loaded peer that can take a running sequence, one that decodes by its role first."""
+        peers = [s for s in self._ready() if s.worker in joined and s.worker not in tried]
+        if not peers:
+            return None
+        chosen = min(peers, key=lambda s: (s.role == "prefill", decode_wait(s, self._others.pending), s.worker)).worker
+        self._others.dispatched(chosen, 0, 1)
+        return chosen
+
+    def _ready(self) -> list[WorkerSnapshot]:
+        return [s for s in self._others.all() if s.state == "ready" and s.worker != self._worker]
