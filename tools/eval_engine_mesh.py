@@ -17,8 +17,8 @@ from common.adapters.memory_broker import MemoryHub
 from common.adapters.memory_store import MemoryStore
 from common.adapters.peer_network import TcpPeerNetwork
 from common.engine.step_thread import StepThread
-from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.intake import WorkerLimits
+from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.worker import WorkerCore
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool

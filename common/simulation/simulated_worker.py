@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Protocol
 
+from common.mesh.intake import WorkerLimits
 from common.mesh.owner_watch import OwnerWatch
 from common.mesh.sequence_engine import SequenceEngine
-from common.mesh.intake import WorkerLimits
 from common.mesh.worker import WorkerCore
 from common.mesh.worker_effects import (
     AnnounceSuspect,
