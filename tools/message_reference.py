@@ -6,8 +6,10 @@
 import inspect
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -57,7 +59,17 @@ def page() -> str:
             lines += _message(getattr(messages, name))
     for title, module in (("The sender of a hand-off", handoff_sender), ("The receiver of a hand-off", handoff_receiver)):
         lines += [f"## {title}", "", "```", inspect.cleandoc(module.__doc__ or ""), "```", ""]
+        lines += _transitions(module.TRANSITIONS)
     return "\n".join(lines)
+
+
+def _transitions(table: Mapping[Any, Mapping[Any, Enum]]) -> list[str]:
+    rows = [
+        f"| `{state.value}` | {event} | `{following.value}` |"
+        for state, events in table.items()
+        for event, following in events.items()
+    ]
+    return ["| state | event | next state |", "| --- | --- | --- |", *rows, ""]
 
 
 def _message(kind: type[msgspec.Struct]) -> list[str]:

@@ -10,9 +10,10 @@ the same attempt.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 from common.protocol.messages import Accept, Ack, Busy, HandoffMessage, Last, Offer, Ready, Refuse, RefuseReason, SenderMessage
 from common.values.errors import InvariantBroken
@@ -27,6 +28,27 @@ class ReceiverState(Enum):
     COMPLETING = "completing"
     RUNNING = "running"
     RELEASED = "released"
+
+
+ReceiverEvent = Literal["room", "last", "complete", "released", "peer lost"]
+"""`last`: LAST came. `complete`: and all pulls are back. `released`: withdrawn, cancelled or replaced."""
+
+TRANSITIONS: Mapping[ReceiverState, Mapping[ReceiverEvent, ReceiverState]] = {
+    ReceiverState.QUEUED: {
+        "room": ReceiverState.RESERVED,
+        "released": ReceiverState.RELEASED,
+        "peer lost": ReceiverState.RELEASED,
+    },
+    ReceiverState.RESERVED: {
+        "last": ReceiverState.COMPLETING,
+        "released": ReceiverState.RELEASED,
+        "peer lost": ReceiverState.RELEASED,
+    },
+    ReceiverState.COMPLETING: {"complete": ReceiverState.RUNNING, "released": ReceiverState.RELEASED},
+    ReceiverState.RUNNING: {},
+    ReceiverState.RELEASED: {},
+}
+"""What is not in the table does not happen in that state: it is ignored, or answered with REFUSE stale."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,9 +90,8 @@ class Receiver:
 
     def reserve(self, landing: Sequence[int], *, first_block: int, blocks: int, reservation: ReservationId) -> Receiving:
         """Room is taken: blocks `first_block .. blocks - 1` of the sequence are wanted, into `landing`."""
-        if self.state is not ReceiverState.QUEUED:
+        if not self._step("room"):
             raise InvariantBroken(f"reserve in state {self.state}")
-        self.state = ReceiverState.RESERVED
         self.reservation = reservation
         self._landing = tuple(landing)
         self._wanted = range(first_block, blocks)
@@ -119,21 +140,18 @@ class Receiver:
         return self._complete()
 
     def on_last(self, last: Last) -> Receiving:
-        if self.state is not ReceiverState.RESERVED or last.reservation != self.reservation:
+        if last.reservation != self.reservation or not self._step("last"):
             return Receiving(messages=[refuse(last, "stale")])
-        self.state = ReceiverState.COMPLETING
         self._last = last.new
         return self._complete()
 
     def release(self) -> Receiving:
         """Withdrawn, cancelled, replaced, or the peer is lost before LAST."""
-        if self.state in (ReceiverState.RUNNING, ReceiverState.RELEASED):
-            return Receiving()
-        self.state = ReceiverState.RELEASED
-        return Receiving(released=self.pulls == 0)
+        return Receiving(released=self.pulls == 0) if self._step("released") else Receiving()
 
     def on_peer_lost(self) -> Receiving:
-        return Receiving() if self.state is ReceiverState.COMPLETING else self.release()
+        """What has come with LAST is enough to go on without the peer."""
+        return Receiving(released=self.pulls == 0) if self._step("peer lost") else Receiving()
 
     def check_invariants(self) -> None:
         if self.pulls < 0 or not self._copied <= set(self._wanted):
@@ -141,10 +159,18 @@ class Receiver:
         if (self.state is ReceiverState.COMPLETING) and self._last is None:
             raise InvariantBroken("completing without LAST")
 
+    def _step(self, event: ReceiverEvent) -> bool:
+        """Whether the event belongs to the present state; then the state is the next one."""
+        following = TRANSITIONS[self.state].get(event)
+        if following is None:
+            return False
+        self.state = following
+        return True
+
     def _complete(self) -> Receiving:
         if self.state is not ReceiverState.COMPLETING or self.pulls or self._last is None or self.reservation is None:
             return Receiving()
-        self.state = ReceiverState.RUNNING
+        self._step("complete")
         good = next((index for index in self._wanted if index not in self._copied), self._wanted.stop)
         self.failures["missing"] += len(self._wanted) - len(self._asked)
         offer = self.offer

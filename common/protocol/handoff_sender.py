@@ -10,7 +10,7 @@
 The sender emits nothing after LAST, the receiver nothing before it: with LAST goes the right to emit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -42,9 +42,35 @@ class SenderState(Enum):
     DROPPED = "dropped"
 
 
+SenderEvent = Literal["accept", "busy", "last", "ack", "stale", "refused", "kept", "peer lost", "ended"]
+"""`last`: LAST was sent. `refused`: for any reason but stale. `kept`: our patience is over. `ended`: here, or cancelled."""
+
+_TAKEN_BACK: dict[SenderEvent, SenderState] = {
+    "refused": SenderState.KEPT,
+    "kept": SenderState.KEPT,
+    "peer lost": SenderState.KEPT,
+    "stale": SenderState.DROPPED,
+    "ended": SenderState.DROPPED,
+}
+TRANSITIONS: Mapping[SenderState, Mapping[SenderEvent, SenderState]] = {
+    SenderState.OFFERED: {"accept": SenderState.ACCEPTED, "busy": SenderState.BUSY, **_TAKEN_BACK},
+    SenderState.BUSY: {"accept": SenderState.ACCEPTED, **_TAKEN_BACK},
+    SenderState.ACCEPTED: {"last": SenderState.LAST_SENT, **_TAKEN_BACK},
+    SenderState.LAST_SENT: {
+        "ack": SenderState.MOVED,
+        "peer lost": SenderState.MOVED,
+        "stale": SenderState.DROPPED,
+        "ended": SenderState.DROPPED,
+    },
+    SenderState.MOVED: {},
+    SenderState.KEPT: {},
+    SenderState.DROPPED: {},
+}
+"""What is not in the table does not happen in that state: such an event is an answer to what is over, and is ignored."""
+
 WAITING = (SenderState.OFFERED, SenderState.BUSY)
 BEFORE_LAST = (*WAITING, SenderState.ACCEPTED)
-ENDS = (SenderState.MOVED, SenderState.KEPT, SenderState.DROPPED)
+ENDS = tuple(state for state, events in TRANSITIONS.items() if not events)
 Outcome = Literal["moved", "kept", "dropped"]
 
 
@@ -90,47 +116,41 @@ class Sender:
 
     def ended(self) -> Sending:
         """The sequence ended here, or was cancelled: nothing is left to hand over."""
-        if self.state in BEFORE_LAST:
-            return self._finish(SenderState.DROPPED, self._withdraw())
-        if self.state is SenderState.LAST_SENT:
-            cancel = ForwardedCancel(request_id=self.offer.request_id, choice=self.offer.choice, attempt=self.offer.attempt)
-            return self._finish(SenderState.DROPPED, cancel)
-        return Sending()
+        before = self.state
+        if not self._step("ended"):
+            return Sending()
+        if before is not SenderState.LAST_SENT:
+            return self._finished(self._withdraw())
+        offer = self.offer
+        return self._finished(ForwardedCancel(request_id=offer.request_id, choice=offer.choice, attempt=offer.attempt))
 
     def keep(self) -> Sending:
         """Take the sequence back, while that is still possible."""
-        return self._finish(SenderState.KEPT, self._withdraw()) if self.state in BEFORE_LAST else Sending()
+        return self._finished(self._withdraw()) if self._step("kept") else Sending()
 
     def on_accept(self, accept: Accept) -> Sending:
-        if self.state not in WAITING or accept.number != self.offer.number:
+        if accept.number != self.offer.number or not self._step("accept"):
             return Sending()
-        self.state = SenderState.ACCEPTED
         self.reservation = ReservationId(accept.reservation)
         self._first_block = accept.first_block
         return self._flow()
 
     def on_busy(self, number: int) -> Sending:
-        if self.state is SenderState.OFFERED and number == self.offer.number:
-            self.state = SenderState.BUSY
+        if number == self.offer.number:
+            self._step("busy")
         return Sending()
 
     def on_refuse(self, refuse: Refuse) -> Sending:
-        if self.state in ENDS or refuse.number != self.offer.number:
+        if refuse.number != self.offer.number:
             return Sending()
-        if refuse.reason == "stale":
-            return self._finish(SenderState.DROPPED)
-        return self._finish(SenderState.KEPT) if self.state in BEFORE_LAST else Sending()
+        return self._finished() if self._step("stale" if refuse.reason == "stale" else "refused") else Sending()
 
     def on_ack(self, ack: Ack) -> Sending:
-        if self.state is SenderState.LAST_SENT and ack.reservation == self.reservation:
-            return self._finish(SenderState.MOVED)
-        return Sending()
+        return self._finished() if ack.reservation == self.reservation and self._step("ack") else Sending()
 
     def on_peer_lost(self) -> Sending:
         """Also when the peer, asked what it holds with us, does not list this sequence."""
-        if self.state in BEFORE_LAST:
-            return self._finish(SenderState.KEPT)
-        return self._finish(SenderState.MOVED) if self.state is SenderState.LAST_SENT else Sending()
+        return self._finished() if self._step("peer lost") else Sending()
 
     def check_invariants(self) -> None:
         if self.state in (SenderState.ACCEPTED, SenderState.LAST_SENT) and self.reservation is None:
@@ -149,7 +169,7 @@ class Sender:
             sending.granted = {block.block: block.generation for block in wanted}
             sending.messages.append(self._ready(self.reservation, wanted))
         if self._complete and self._tokens is not None:
-            self.state = SenderState.LAST_SENT
+            self._step("last")
             sending.messages.append(self._last(self.reservation, self._tokens))
         return sending
 
@@ -179,8 +199,21 @@ class Sender:
         offer = self.offer
         return Withdraw(request_id=offer.request_id, choice=offer.choice, attempt=offer.attempt, number=offer.number)
 
-    def _finish(self, state: SenderState, *messages: HandoffMessage) -> Sending:
-        self.state = state
+    def _step(self, event: SenderEvent) -> bool:
+        """Whether the event belongs to the present state; then the state is the next one."""
+        following = TRANSITIONS[self.state].get(event)
+        if following is None:
+            return False
+        self.state = following
+        return True
+
+    def _finished(self, *messages: HandoffMessage) -> Sending:
         self._sealed.clear()
-        outcome: Outcome = {SenderState.MOVED: "moved", SenderState.KEPT: "kept"}.get(state, "dropped")  # type: ignore[assignment]
-        return Sending(messages=list(messages), outcome=outcome)
+        return Sending(messages=list(messages), outcome=_OUTCOMES[self.state])
+
+
+_OUTCOMES: Mapping[SenderState, Outcome] = {
+    SenderState.MOVED: "moved",
+    SenderState.KEPT: "kept",
+    SenderState.DROPPED: "dropped",
+}

@@ -52,6 +52,15 @@ class TokenStream:
             delivered += self._take(self.ahead.pop(first))
         return delivered
 
+    def check_invariants(self) -> None:
+        """What waits lies ahead, is bounded, and nothing waits after the end."""
+        if self.ended and self.ahead:
+            raise InvariantBroken("frames wait behind a stream's end")
+        if any(first <= self.next_index or first != new.first for first, new in self.ahead.items()):
+            raise InvariantBroken("a frame waits that could have been taken")
+        if len(self.ahead) > MAX_FRAMES_AHEAD:
+            raise InvariantBroken(f"{len(self.ahead)} frames wait")
+
     def _keep_ahead(self, new: NewTokens) -> None:
         """Of two frames with one start the one that reaches further stays."""
         known = self.ahead.get(new.first)

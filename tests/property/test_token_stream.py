@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.protocol.token_stream import MAX_FRAMES_AHEAD, TokenStream
+from common.protocol.token_stream import TokenStream
 from common.values.tokens import Ending, NewTokens, PositionLogprobs
 
 END = Ending(reason="length")
@@ -47,7 +47,7 @@ class Watched:
             self.endings += fresh.ending is not None
         assert self.stream.next_index == self.delivered >= before
         assert self.stream.tokens == self.log[: self.delivered]
-        assert len(self.stream.ahead) <= MAX_FRAMES_AHEAD
+        self.stream.check_invariants()
         assert self.stream.ended == bool(self.endings)
         if self.stream.ended:
             assert self.delivered == len(self.log)

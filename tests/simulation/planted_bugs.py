@@ -72,7 +72,8 @@ def _take_frames_of_any_attempt() -> Change:
 def _keep_after_last(sender: Sender) -> Sending:
     """The right to emit went with LAST; this sender takes it back when the connection ends."""
     if sender.state in BEFORE_LAST or sender.state is SenderState.LAST_SENT:
-        return sender._finish(SenderState.KEPT)
+        sender.state = SenderState.KEPT
+        return sender._finished()
     return Sending()
 
 

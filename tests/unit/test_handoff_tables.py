@@ -1,0 +1,41 @@
+"""The tables of both halves of the hand-off: every state can be reached, every state leads to an end, and ends are final."""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import pytest
+
+from common.protocol import handoff_receiver, handoff_sender
+from common.protocol.handoff_receiver import ReceiverState
+from common.protocol.handoff_sender import ENDS, SenderState
+
+Table = Mapping[Any, Mapping[Any, Enum]]
+
+
+def reachable(table: Table, start: Enum) -> set[Enum]:
+    seen, new = {start}, [start]
+    while new:
+        following = set(table[new.pop()].values()) - seen
+        seen |= following
+        new += following
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("table", "first", "ends"),
+    [
+        (handoff_sender.TRANSITIONS, SenderState.OFFERED, set(ENDS)),
+        (handoff_receiver.TRANSITIONS, ReceiverState.QUEUED, {ReceiverState.RUNNING, ReceiverState.RELEASED}),
+    ],
+    ids=["sender", "receiver"],
+)
+def test_every_state_is_reached_and_leads_to_an_end(table: Table, first: Enum, ends: set[Enum]) -> None:
+    assert set(table) == reachable(table, first) == set(type(first))
+    assert {state for state, events in table.items() if not events} == ends
+    for state in table:
+        assert reachable(table, state) & ends
+
+
+def test_no_sender_decodes_again_once_the_right_to_emit_has_gone() -> None:
+    assert SenderState.KEPT not in reachable(handoff_sender.TRANSITIONS, SenderState.LAST_SENT)
