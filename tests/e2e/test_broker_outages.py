@@ -19,7 +19,7 @@ from tests.servers import RunningServer, free_port
 
 pytestmark = [pytest.mark.servers, pytest.mark.model, pytest.mark.timeout(240)]
 STEP_S = 0.02
-SYNTHETIC = ("--engine", "synthetic", "--kv-cache-memory", "64MiB", "--synthetic-step-s", str(STEP_S))
+SYNTHETIC = ("--engine", "synthetic", "--kv-cache-memory", "64MiB", "--synthetic-step-s")
 PROMPTS = ("one two three", "a quick brown fox", "to be or not to be")
 
 
@@ -72,12 +72,12 @@ class Served:
 
 
 @asynccontextmanager
-async def served(nats: RunningServer, valkey: RunningServer) -> AsyncIterator[Served]:
+async def served(nats: RunningServer, valkey: RunningServer, *, step_s: float = STEP_S) -> AsyncIterator[Served]:
     mesh = make_mesh(nats.url, valkey.url)
     port = free_port()
     try:
-        mesh.start_worker("p", "prefill", *SYNTHETIC)
-        mesh.start_worker("d", "decode", *SYNTHETIC, "--status-port", str(port))
+        mesh.start_worker("p", "prefill", *SYNTHETIC, str(step_s))
+        mesh.start_worker("d", "decode", *SYNTHETIC, str(step_s), "--status-port", str(port))
         url = mesh.start_gateway("g", "--sse-keepalive", "1")
         await mesh.until_served()
         async with httpx.AsyncClient() as client:
@@ -88,8 +88,9 @@ async def served(nats: RunningServer, valkey: RunningServer) -> AsyncIterator[Se
 
 @pytest.mark.parametrize("away_s", [1.0, 6.0, pytest.param(30.0, marks=pytest.mark.slow)])
 async def test_nats_dies_and_comes_back(away_s: float, nats_server: RunningServer, valkey_server: RunningServer) -> None:
-    async with served(nats_server, valkey_server) as mesh:
-        tokens = round((away_s + 2.0) / STEP_S)
+    step_s = max(STEP_S, away_s / 400)
+    async with served(nats_server, valkey_server, step_s=step_s) as mesh:
+        tokens = round((away_s + 2.0) / step_s)
         streams, running = await mesh.begin(tokens)
         await nats_server.kill()
         made = await mesh.tokens_made()
