@@ -133,6 +133,7 @@ async def stream_id(here: TwoGateways) -> str:
     return str(running.decode().rpartition(":")[2])
 
 
+@pytest.mark.slow
 async def test_behind_one_port_a_killed_gateway_is_resumed_at_whichever_takes_the_connection() -> None:
     flags = ("--both", "1", "--gateways", "2", "--engine", "synthetic", "--kv-cache-memory", "64MiB", "--synthetic-step-s", "0.02")
     async with serving(*flags) as running, httpx.AsyncClient(base_url=running.url, timeout=60.0, trust_env=False) as client:

@@ -209,6 +209,23 @@ async def test_a_repeated_request_is_generated_once(stream: bool) -> None:
         here.mesh.store.set_available(True)
 
 
+async def test_at_two_gateways_at_once_it_is_generated_once_and_one_of_them_has_it() -> None:
+    """The later one takes the request over; the earlier one says so, where it had not finished."""
+    async with two(0.01) as here:
+        keyed = {**ALICE, "idempotency-key": "k1"}
+        both = [running.client.post("/v1/chat/completions", json=body(), headers=keyed) for running in (here.first, here.second)]
+        answers = await asyncio.gather(*both)
+        whole = [answer for answer in answers if '"error"' not in answer.text]
+        assert whole
+        assert all(answer.text.endswith("data: [DONE]\n\n") for answer in whole)
+        for answer in answers:
+            assert answer in whole or '"code":"moved"' in answer.text
+        again = await here.first.client.post("/v1/chat/completions", json=body(), headers=keyed)
+        assert events(again.text) == events(whole[0].text)
+        await here.mesh.quiet()
+        assert here.generated() == 24
+
+
 async def test_a_key_whose_request_was_refused_is_free_again() -> None:
     async with two(0.0) as here:
         keyed = {**ALICE, "idempotency-key": "k1"}
