@@ -1,15 +1,13 @@
 """The gateway's shell towards the mesh: carries dispatches, cancels, replays and tokens between the pure core and the broker.
 
-The core owns requests and decides; this class performs its effects, keeps the request records in the store, and knows the
-models by the cards that their workers publish.
+The core owns requests and decides; this class performs its effects, each kind by a helper of its own: mail to workers, the
+records of its requests, the models that workers serve.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Sequence
-
-import msgspec
 
 from common.mesh.adoption import adopted_request, logged_tokens
 from common.mesh.gateway import GatewayCore
@@ -28,12 +26,7 @@ from common.ports.broker import Broker, Message
 from common.ports.generation import Attached, GenerationRequest
 from common.ports.state_store import StateStore
 from common.protocol.messages import (
-    Dispatch,
     GatewayBeat,
-    ReplayRequest,
-    TellCache,
-    decode_dispatch_reply,
-    decode_replay_reply,
     decode_snapshot,
     decode_token_frame,
     encode,
@@ -49,7 +42,6 @@ from common.values.errors import (
     InvalidRequest,
     InvariantBroken,
     Moved,
-    PayloadTooLarge,
     PeerError,
     StoreUnavailable,
     StreamNotFound,
@@ -63,10 +55,8 @@ from services.gateway.model_directory import ModelDirectory
 from services.gateway.recorded_request import ended_request, taken_over
 from services.gateway.request_keeper import RequestKeeper
 from services.gateway.request_store import RequestStore
+from services.gateway.worker_mail import WorkerMail
 
-DISPATCH_TIMEOUT_S = 2.0
-REPLAY_TIMEOUT_S = 1.0
-PING_TIMEOUT_S = 1.0
 BEAT_S = 1.0
 MAX_TAKE_OVERS = 4
 """Tries, where other gateways take the same request over at the same time."""
@@ -99,6 +89,17 @@ class LiveMesh:
         self.refusals = MessageRefusals()
         self._records = RequestStore(store, names, gateway=gateway, incarnation=incarnation)
         self._kept = RequestKeeper(self._records, clock=self._now, on_lost=self._lose)
+        self._mail = WorkerMail(
+            broker,
+            names,
+            self._core,
+            owner=(gateway, incarnation),
+            recorded=self._record_attempt,
+            told=lambda error: self._admission.told(error, self._now()),
+            after_event=self._after_event,
+            refusals=self.refusals,
+            failpoints=self._failpoints,
+        )
         self._models = ModelDirectory(store, names, self._core.registry, self._spawn)
         self._active = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -337,13 +338,13 @@ class LiveMesh:
                 owned = self._kept.get(RequestId(effect.dispatch.request_id))
                 if owned is not None:
                     owned.placed(effect.dispatch.attempt, effect.worker, effect.dispatch.decode_worker)
-                self._spawn(self._dispatch(effect), "dispatch")
+                self._spawn(self._mail.dispatch(effect), "dispatch")
             case SendCancel():
-                self._publish_cancel(effect)
+                self._mail.cancel(effect)
             case SendReplay():
-                self._spawn(self._replay(effect), "replay")
+                self._spawn(self._mail.replay(effect), "replay")
             case AskCache():
-                self._ask_cache(effect)
+                self._mail.ask_cache(effect)
             case Accepted():
                 self._of(effect.request_id).was_accepted()
             case Deliver():
@@ -366,34 +367,7 @@ class LiveMesh:
         else:
             coroutine.close()
 
-    async def _dispatch(self, effect: SendDispatch) -> None:
-        dispatch = effect.dispatch
-        request_id = RequestId(dispatch.request_id)
-        try:
-            if not await self._record_attempt(request_id, dispatch.attempt):
-                return
-            payload = await self._broker.request(
-                self._names.worker_inbox(effect.worker), self._encoded(dispatch), timeout_s=DISPATCH_TIMEOUT_S
-            )
-            self._failpoints.hit("gateway.dispatched")
-            reply = None if payload is None else decode_dispatch_reply(payload)
-        except (StoreUnavailable, BrokerUnavailable, PayloadTooLarge) as error:
-            self._core.abort(request_id, dispatch.attempt, self._admission.told(error, self._now()), self._now())
-        except PeerError as error:
-            self.refusals.note("answer", error)
-            self._core.on_dispatch_answer(request_id, dispatch.attempt, effect.worker, None, self._now())
-        else:
-            self._core.on_dispatch_answer(request_id, dispatch.attempt, effect.worker, reply, self._now())
-        self._after_event()
-
-    def _encoded(self, dispatch: Dispatch) -> bytes:
-        """A prompt that would pass the broker's limit is left out: the worker reads it in the request record."""
-        payload = encode(dispatch)
-        if len(payload) > self._broker.max_payload_bytes:
-            payload = encode(msgspec.structs.replace(dispatch, prompt=None))
-        return payload
-
-    async def _record_attempt(self, request_id: RequestId, attempt: int) -> bool:
+    async def _record_attempt(self, request_id: RequestId) -> bool:
         """The record shows an attempt before its worker is told. Without the store nothing new is admitted; a request that
         runs already may be placed again all the same. False where there is nothing to dispatch any more."""
         owned = self._kept.get(request_id)
@@ -411,50 +385,6 @@ class LiveMesh:
         else:
             await self._kept.record_attempt(owned)
         return self._kept.get(request_id) is not None
-
-    def _publish_cancel(self, effect: SendCancel) -> None:
-        try:
-            self._broker.publish(self._names.worker_inbox(effect.worker), encode(effect.cancel))
-        except BrokerUnavailable as error:
-            logger.warning("cancel_lost", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
-
-    def _ask_cache(self, effect: AskCache) -> None:
-        try:
-            self._broker.publish(self._names.worker_inbox(effect.worker), encode(TellCache()))
-        except BrokerUnavailable as error:
-            logger.warning("question_lost", extra={"fields": {"worker": effect.worker, "reason": str(error)}})
-
-    async def _replay(self, effect: SendReplay) -> None:
-        """One question, or several where it would pass the broker's limit."""
-        question = encode(ReplayRequest(items=list(effect.items), gateway=self._gateway, incarnation=self._incarnation))
-        if len(question) > self._broker.max_payload_bytes and len(effect.items) > 1:
-            half = len(effect.items) // 2
-            await self._replay(SendReplay(worker=effect.worker, items=effect.items[:half]))
-            await self._replay(SendReplay(worker=effect.worker, items=effect.items[half:]))
-            return
-        reply = None
-        alive = True
-        try:
-            payload = await self._broker.request(self._names.worker_replay(effect.worker), question, timeout_s=REPLAY_TIMEOUT_S)
-            if payload is not None:
-                reply = decode_replay_reply(payload)
-            else:
-                alive = await self._broker.ping(timeout_s=PING_TIMEOUT_S)
-        except (BrokerUnavailable, PayloadTooLarge):
-            alive = False
-        except PeerError as error:
-            self.refusals.note("replay", error)
-        if not alive:
-            self._core.registry.refresh(self._now())
-        self._core.on_replay_answer(
-            effect.worker,
-            effect.items,
-            None if reply is None else reply.entries,
-            self._now(),
-            broker_alive=alive,
-            incarnation=None if reply is None else Incarnation(reply.incarnation),
-        )
-        self._after_event()
 
     def _end(self, effect: Ended) -> None:
         owned = self._kept.remove(effect.request_id)
