@@ -18,6 +18,8 @@ constexpr int LANES = 16;
 // As assembly, because GCC takes a function that only prefetches for one that does nothing, and leaves its calls out.
 inline void prefetch(const void* p) { asm volatile("prefetcht0 (%0)" : : "r"(p)); }
 
+inline void prefetch_far(const void* p) { asm volatile("prefetcht1 (%0)" : : "r"(p)); }
+
 inline float from_bf16(uint16_t bits) {
   uint32_t wide = uint32_t(bits) << 16;
   float value;
@@ -202,5 +204,38 @@ inline void transpose_tile(const T* const* rows, long from, float* out) {
       UNROLLED for (int i = 0; i < 4; i++) _mm256_storeu_ps(out + (down + i) * LANES + across, turned[i]);
     }
 }
+
+// Columns `from .. from + 15` of sixteen rows, each in a register.
+template <class T>
+inline void transpose_sixteen(const T* const* rows, long from, Vec* out) {
+  alignas(64) float lines[LANES * LANES];
+  transpose_tile(rows, from, lines);
+  UNROLLED for (int i = 0; i < LANES; i++) out[i] = load(lines + i * LANES);
+}
+
+#if defined(__AVX512F__)
+inline __m512 four_fours(const float* a, const float* b, const float* c, const float* d) {
+  __m512 all = _mm512_castps128_ps512(_mm_loadu_ps(a));
+  all = _mm512_insertf32x4(all, _mm_loadu_ps(b), 1);
+  all = _mm512_insertf32x4(all, _mm_loadu_ps(c), 2);
+  return _mm512_insertf32x4(all, _mm_loadu_ps(d), 3);
+}
+
+inline void transpose_sixteen(const float* const* rows, long from, Vec* out) {
+  UNROLLED for (int j = 0; j < LANES; j += 4) {
+    __m512 in[4], half[4];
+    UNROLLED for (int i = 0; i < 4; i++)
+      in[i] = four_fours(rows[i] + from + j, rows[i + 4] + from + j, rows[i + 8] + from + j, rows[i + 12] + from + j);
+    half[0] = _mm512_unpacklo_ps(in[0], in[1]);
+    half[1] = _mm512_unpackhi_ps(in[0], in[1]);
+    half[2] = _mm512_unpacklo_ps(in[2], in[3]);
+    half[3] = _mm512_unpackhi_ps(in[2], in[3]);
+    out[j].v = _mm512_shuffle_ps(half[0], half[2], 0x44);
+    out[j + 1].v = _mm512_shuffle_ps(half[0], half[2], 0xee);
+    out[j + 2].v = _mm512_shuffle_ps(half[1], half[3], 0x44);
+    out[j + 3].v = _mm512_shuffle_ps(half[1], half[3], 0xee);
+  }
+}
+#endif
 
 }  // namespace segue
