@@ -55,6 +55,7 @@ void score_and_sum(const Attention& a, AttentionScratch& mine, long first, long 
     t.x_stride = width;
     t.w = mine.keys + panel * steps * LANES;
     t.panel = steps * LANES * per_step;
+    t.stride = LANES * per_step;
     t.steps = steps;
     t.out = mine.scores + first * TILE_KEYS + panel * LANES;
     t.out_stride = TILE_KEYS;
@@ -70,6 +71,7 @@ void score_and_sum(const Attention& a, AttentionScratch& mine, long first, long 
     t.x_stride = TILE_KEYS;
     t.w = mine.values + panel * LANES * TILE_KEYS / per_step;
     t.panel = LANES * TILE_KEYS;
+    t.stride = LANES * per_step;
     t.steps = (count + per_step - 1) / per_step;
     t.start = t.out = mine.sums + first * width + panel * LANES;
     t.start_stride = t.out_stride = width;

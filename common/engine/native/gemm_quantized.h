@@ -120,7 +120,7 @@ struct Quantized {
   using X = float;
   using W = uint8_t;
   template <int MR, int NR>
-  static inline void accumulate(Vec (&acc)[MR][NR], const float* x, long xs, const uint8_t* w, long panel, long steps) {
+  static inline void accumulate(Vec (&acc)[MR][NR], const float* x, long xs, const uint8_t* w, long panel, long, long steps) {
     for (long k = 0; k < steps; k += BLOCK, w += B::BYTES) {
       B block[NR];
       UNROLLED for (int n = 0; n < NR; n++) block[n].open(w + n * panel);
@@ -211,7 +211,7 @@ inline void expand(const uint8_t* w, long panel, int panels, long steps, float* 
 template <class B>
 inline void multiply_many(const Product& p, long row, long rows, long first, long last, GemmScratch& mine) {
   const Packed& w = *p.w;
-  float* expanded = mine.expanded.at_least(EXPANDED_STEPS * TILE_PANELS * LANES + PREFETCH_BYTES / 4);
+  float* expanded = mine.expanded.at_least(EXPANDED_STEPS * TILE_PANELS * LANES);
   float* partial = w.inputs > EXPANDED_STEPS ? mine.partial.at_least(BLOCK_ROWS * TILE_PANELS * LANES) : nullptr;
   const long panel_bytes = bytes_of_panel(w);
   for (long panel = first; panel < last; panel += TILE_PANELS) {
@@ -226,6 +226,7 @@ inline void multiply_many(const Product& p, long row, long rows, long first, lon
       t.x_stride = p.x_stride;
       t.w = expanded;
       t.panel = t.steps * LANES;
+      t.stride = LANES;
       t.start = k ? partial : nullptr;
       t.start_stride = TILE_PANELS * LANES;
       t.columns = long(panels) * LANES;

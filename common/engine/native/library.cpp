@@ -40,10 +40,11 @@ void on_rows(Engine* engine, long count, F draw) {
 template <class T>
 void pack(const T* weights, Packed* out) {
   T* data = static_cast<T*>(out->data);
-  const long inputs = out->inputs, step = out->bf16 ? 2 : 1;
+  const long inputs = out->inputs, step = out->step_items();
   for (long n = 0; n < out->outputs; n++) {
-    T* panel = data + n / LANES * out->panel_items() + n % LANES * step;
-    for (long k = 0; k < inputs; k++) panel[k / step * LANES * step + k % step] = weights[n * inputs + k];
+    T* column = data + out->at(n);
+    const long stride = out->stride(n);
+    for (long k = 0; k < inputs; k++) column[k / step * stride + k % step] = weights[n * inputs + k];
   }
 }
 

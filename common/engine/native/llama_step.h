@@ -83,16 +83,16 @@ class Step {
     long first, last;
     team.share(b_.tokens, 1, member, first, last);
     for (long t = first; t < last; t++) {
-      const long panel = b_.ids[t] / LANES, lane = b_.ids[t] % LANES;
+      const long id = b_.ids[t], from = e.at(id), stride = e.stride(id);
       float* out = hidden_ + t * hs_;
       if (e.quantization) {
-        expand_row(e, b_.ids[t], out);
+        expand_row(e, id, out);
       } else if (e.bf16) {
-        const uint16_t* p = (const uint16_t*)e.data + panel * e.panel_items() + lane * 2;
-        for (long k = 0; k < m_.hidden; k++) out[k] = from_bf16(p[k / 2 * 2 * LANES + k % 2]);
+        const uint16_t* p = (const uint16_t*)e.data + from;
+        for (long k = 0; k < m_.hidden; k++) out[k] = from_bf16(p[k / 2 * stride + k % 2]);
       } else {
-        const float* p = (const float*)e.data + panel * e.panel_items() + lane;
-        for (long k = 0; k < m_.hidden; k++) out[k] = p[k * LANES];
+        const float* p = (const float*)e.data + from;
+        for (long k = 0; k < m_.hidden; k++) out[k] = p[k * stride];
       }
     }
   }  // the same member's rows are normalised next: no barrier
