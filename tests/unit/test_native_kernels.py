@@ -8,7 +8,15 @@ import torch
 
 from common.engine.native import twins
 from common.engine.native.cpu_variant import VARIANTS
-from common.engine.native.library import SEQUENCE_DTYPE, AttentionStruct, NativeEngine, NativeLibrary, PackedMatrix, cache_struct
+from common.engine.native.library import (
+    SEQUENCE_DTYPE,
+    AttentionStruct,
+    NativeEngine,
+    NativeLibrary,
+    PackedMatrix,
+    WeightMemory,
+    cache_struct,
+)
 from common.values.errors import ModelError
 from common.values.kv_layout import KvDtype, KvLayout
 from tests.native_kernels import library_of
@@ -67,6 +75,19 @@ def test_rows_may_be_strided(library: NativeLibrary) -> None:
     assert torch.equal(y[:, 5:25], product(NativeEngine(library), x[:, :32].contiguous(), weights))
     assert not y[:, :5].any()
     assert not y[:, 25:].any()
+
+
+def test_weights_beside_each_other_give_what_weights_apart_give(library: NativeLibrary) -> None:
+    """The last one has no room any more; and the memory stays while one matrix of it does."""
+    shapes = [(50, 66), (16, 64), (100, 576), (900, 600)]
+    memory = WeightMemory(library, shapes[:-1], 4)
+    weights = [random(*shape, seed=place) for place, shape in enumerate(shapes)]
+    matrices = [PackedMatrix(library, matrix.numpy(), memory) for matrix in weights]
+    del memory
+    for matrix in weights:
+        x = random(20, matrix.shape[1], seed=9)
+        apart = product(NativeEngine(library), x, packed(library, matrix))
+        assert torch.equal(product(NativeEngine(library), x, matrices.pop(0)), apart)
 
 
 def test_odd_rows_of_bf16_are_refused(library: NativeLibrary) -> None:
@@ -135,8 +156,8 @@ def attend(
         query_stride=query.stride(0),
         out=out.data_ptr(),
         out_stride=out.stride(0),
-        heads=HEADS,
-        kv_heads=KV_HEADS,
+        heads=query.shape[1],
+        kv_heads=layout.kv_heads,
         head_dim=layout.head_dim,
         layer=1,
         scale=layout.head_dim**-0.5,
@@ -188,3 +209,25 @@ def test_attention_is_that_of_the_twin_and_one_position_has_one_value(
         part = queries[0][at : at + n].contiguous()
         alone = attend(two, cache, layout, part, [(at, n, tables[0])], sinks, window=window, softcap=softcap)
         assert torch.equal(alone, whole[at : at + n]), (at, n)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(9, 3, 64), (4, 4, 16), (10, 1, 48), (16, 2, 80), (12, 3, 128), (21, 1, 64), (14, 2, 32)]
+)
+def test_positions_that_come_singly_have_the_bits_of_those_that_come_together(
+    library: NativeLibrary, dtype: KvDtype, heads: int, kv_heads: int, head_dim: int
+) -> None:
+    """For any number of queries a key has, in any batch of sequences, with fewer and more of them than there are threads."""
+    layout = KvLayout(layers=2, kv_heads=kv_heads, head_dim=head_dim, block_size=16, dtype=dtype)
+    table = torch.randperm(12, generator=torch.Generator().manual_seed(3)).to(torch.int32).numpy()
+    cache = random(12, 2, 2, kv_heads, 16, head_dim, seed=4).to(TORCH_DTYPES[dtype])
+    query = random(150, heads, head_dim, seed=5)
+    whole = attend(NativeEngine(library), cache, layout, query, [(0, 150, table)])
+    for threads, positions in [(1, [149]), (2, [149]), (3, [70, 0, 15, 16, 63]), (2, [64, 148, 7, 31, 2, 127, 128])]:
+        rows = [(position, 1, table) for position in positions]
+        alone = attend(NativeEngine(library, threads), cache, layout, query[positions].contiguous(), rows)
+        assert torch.equal(alone, whole[positions]), (threads, positions)
+    mixed = [(100, 1, table), (20, 30, table), (149, 1, table)]
+    together = attend(NativeEngine(library, 2), cache, layout, query[[100, *range(20, 50), 149]].contiguous(), mixed)
+    assert torch.equal(together, whole[[100, *range(20, 50), 149]])

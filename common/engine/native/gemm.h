@@ -10,6 +10,7 @@
 #include "scratch.h"
 #include "team.h"
 #include "vectors.h"
+#include "weight_memory.h"
 
 namespace segue {
 
@@ -30,7 +31,8 @@ struct Packed {
   long outputs, inputs;
   int bf16;
   void* data;
-  int quantization = 0;  // see gemm_quantized.h
+  int quantization = 0;            // see gemm_quantized.h
+  WeightMemory* memory = nullptr;  // of which `data` is a part, or null
 
   long panels() const { return (outputs + LANES - 1) / LANES; }
   long panel_items() const { return inputs * LANES; }

@@ -48,6 +48,19 @@ void pack(const T* weights, Packed* out) {
   }
 }
 
+// Memory for a matrix: of `memory` where one is given and has room, else its own.
+Packed* with_memory(Packed* packed, size_t bytes, WeightMemory* memory) {
+  if (memory != nullptr && (packed->data = memory->take(bytes)) != nullptr) {
+    packed->memory = memory;
+    memory->acquire();
+    return packed;
+  }
+  packed->data = new_memory(bytes);
+  if (packed->data != nullptr) return packed;
+  delete packed;
+  return nullptr;
+}
+
 }  // namespace
 
 extern "C" {
@@ -65,14 +78,15 @@ const char* segue_variant() {
 Engine* segue_engine_new(int threads) { return new Engine(threads); }
 void segue_engine_free(Engine* engine) { delete engine; }
 
+// Null where there is no address space.
+WeightMemory* segue_weight_memory_new(long bytes) { return WeightMemory::reserve(size_t(bytes)); }
+void segue_weight_memory_free(WeightMemory* memory) { memory->release(); }
+
 // weights [outputs, inputs], row after row, as float32 or as bf16. Null where there is no memory.
-Packed* segue_pack(const void* weights, long outputs, long inputs, int bf16) {
+Packed* segue_pack(const void* weights, long outputs, long inputs, int bf16, WeightMemory* memory) {
   Packed* packed = new Packed{outputs, inputs, bf16, nullptr};
-  packed->data = new_memory(size_t(packed->panels() * packed->panel_items()) * (bf16 ? 2 : 4));
-  if (packed->data == nullptr) {
-    delete packed;
-    return nullptr;
-  }
+  packed = with_memory(packed, size_t(packed->panels() * packed->panel_items()) * (bf16 ? 2 : 4), memory);
+  if (packed == nullptr) return nullptr;
   if (bf16)
     pack(static_cast<const uint16_t*>(weights), packed);
   else
@@ -81,19 +95,19 @@ Packed* segue_pack(const void* weights, long outputs, long inputs, int bf16) {
 }
 
 // weights as GGUF has them: row after row, blocks of `quantization`, `inputs` a multiple of 32. Null where there is no memory.
-Packed* segue_pack_blocks(const void* weights, long outputs, long inputs, int quantization) {
+Packed* segue_pack_blocks(const void* weights, long outputs, long inputs, int quantization, WeightMemory* memory) {
   Packed* packed = new Packed{outputs, inputs, 0, nullptr, quantization};
-  packed->data = new_memory(size_t(packed->panels() * bytes_of_panel(*packed)) + WORDS_BYTES);
-  if (packed->data == nullptr) {
-    delete packed;
-    return nullptr;
-  }
+  packed = with_memory(packed, size_t(packed->panels() * bytes_of_panel(*packed)) + WORDS_BYTES, memory);
+  if (packed == nullptr) return nullptr;
   pack_blocks(static_cast<const uint8_t*>(weights), *packed);
   return packed;
 }
 
 void segue_packed_free(Packed* packed) {
-  free(packed->data);
+  if (packed->memory != nullptr)
+    packed->memory->release();
+  else
+    free(packed->data);
   delete packed;
 }
 

@@ -6,7 +6,7 @@ ctypes lets other Python threads run during a call. Addresses are those of array
 import ctypes
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ctypes import POINTER, Array, Structure, byref, c_char_p, c_float, c_int, c_int32, c_long, c_void_p
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from common.values.errors import ModelError
 from common.values.kv_layout import KvLayout
 
 Floats = NDArray[np.float32]
+_LANES = 16
+_SLACK_BYTES = 256
+"""Of each matrix, for its alignment."""
 logger = logging.getLogger(__name__)
 
 
@@ -94,9 +97,12 @@ class NativeLibrary:
         functions.segue_engine_new.argtypes = (c_int,)
         functions.segue_engine_new.restype = c_void_p
         functions.segue_engine_free.argtypes = (c_void_p,)
-        functions.segue_pack.argtypes = (c_void_p, c_long, c_long, c_int)
+        functions.segue_weight_memory_new.argtypes = (c_long,)
+        functions.segue_weight_memory_new.restype = c_void_p
+        functions.segue_weight_memory_free.argtypes = (c_void_p,)
+        functions.segue_pack.argtypes = (c_void_p, c_long, c_long, c_int, c_void_p)
         functions.segue_pack.restype = c_void_p
-        functions.segue_pack_blocks.argtypes = (c_void_p, c_long, c_long, c_int)
+        functions.segue_pack_blocks.argtypes = (c_void_p, c_long, c_long, c_int, c_void_p)
         functions.segue_pack_blocks.restype = c_void_p
         functions.segue_packed_free.argtypes = (c_void_p,)
         functions.segue_gemm.argtypes = (c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_long, c_long, c_void_p)
@@ -109,6 +115,7 @@ class NativeLibrary:
         functions.segue_draw.argtypes = (c_void_p, c_void_p, c_long, c_long, POINTER(c_void_p), c_void_p, c_long)
         functions.segue_score.argtypes = (c_void_p, c_void_p, c_long, c_long, c_void_p, c_long, c_void_p, c_long)
         for name in (
+            "weight_memory_free",
             "packed_free",
             "engine_free",
             "gemm",
@@ -152,6 +159,18 @@ def load_variant(variant: CpuVariant, environment: Mapping[str, str]) -> NativeL
         raise BuildError(f"{path} cannot be loaded: {error}") from error
 
 
+class WeightMemory:
+    """One run of memory for the matrices of a model, which are read the quicker for lying behind each other."""
+
+    def __init__(self, library: NativeLibrary, shapes: Iterable[tuple[int, int]], item_bytes: int) -> None:
+        """Room for matrices of these `shapes` (outputs, inputs), given in any order or joined. What is not used takes no memory;
+        what does not fit lies elsewhere."""
+        rooms = ((-(-outputs // _LANES) * _LANES * inputs * item_bytes + _SLACK_BYTES) for outputs, inputs in shapes)
+        self.address: int | None = library.functions.segue_weight_memory_new(sum(rooms))
+        if self.address is not None:
+            weakref.finalize(self, library.functions.segue_weight_memory_free, self.address)
+
+
 class PackedMatrix:
     """Weights `[outputs, inputs]` in the kernels' own order and memory. The array given may go afterwards.
 
@@ -159,7 +178,13 @@ class PackedMatrix:
     has the bits of one with their expansion.
     """
 
-    def __init__(self, library: NativeLibrary, weights: NDArray[np.float32] | NDArray[np.uint16] | QuantizedMatrix) -> None:
+    def __init__(
+        self,
+        library: NativeLibrary,
+        weights: NDArray[np.float32] | NDArray[np.uint16] | QuantizedMatrix,
+        memory: WeightMemory | None = None,
+    ) -> None:
+        self._memory = None if memory is None else memory.address
         self.outputs, self.inputs = (int(size) for size in weights.shape)
         address = self._blocks(library, weights) if isinstance(weights, QuantizedMatrix) else self._rows(library, weights)
         if not address:
@@ -169,16 +194,16 @@ class PackedMatrix:
 
     def _blocks(self, library: NativeLibrary, weights: QuantizedMatrix) -> int | None:
         blocks = np.ascontiguousarray(weights.blocks)
-        pack: Callable[[int, int, int, int], int | None] = library.functions.segue_pack_blocks
-        return pack(blocks.ctypes.data, self.outputs, self.inputs, int(weights.kind))
+        pack: Callable[[int, int, int, int, int | None], int | None] = library.functions.segue_pack_blocks
+        return pack(blocks.ctypes.data, self.outputs, self.inputs, int(weights.kind), self._memory)
 
     def _rows(self, library: NativeLibrary, weights: NDArray[np.float32] | NDArray[np.uint16]) -> int | None:
         rows = np.ascontiguousarray(weights)
         bf16 = rows.dtype == np.uint16
         if rows.dtype not in (np.float32, np.uint16) or (bf16 and self.inputs % 2):
             raise ModelError(f"weights of {rows.shape} in {rows.dtype} cannot be packed")
-        pack: Callable[[int, int, int, int], int | None] = library.functions.segue_pack
-        return pack(rows.ctypes.data, self.outputs, self.inputs, int(bf16))
+        pack: Callable[[int, int, int, int, int | None], int | None] = library.functions.segue_pack
+        return pack(rows.ctypes.data, self.outputs, self.inputs, int(bf16), self._memory)
 
 
 class NativeEngine:

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from common.engine.kv_cache_view import KvCacheView
-from common.engine.native.library import SEQUENCE_DTYPE, AttentionStruct, NativeEngine, NativeLibrary, PackedMatrix, cache_struct
+from common.engine.native.library import (
+    SEQUENCE_DTYPE,
+    AttentionStruct,
+    NativeEngine,
+    NativeLibrary,
+    PackedMatrix,
+    WeightMemory,
+    cache_struct,
+)
 from common.engine.paged_batch import BatchRow
 
 _HEAD_DIM_STEP = 16
@@ -33,6 +41,8 @@ class ModuleKernels:
         """Put ours in the place of every linear module; returns how many. The weights that are packed are dropped."""
         shared = model.get_input_embeddings().weight  # type: ignore[operator]
         found = [(name, module) for name, module in model.named_modules() if type(module) in (torch.nn.Linear, Conv1D)]
+        shapes = [cast("torch.Tensor", module.weight).shape for _, module in found]
+        memory = WeightMemory(self._library, [(max(shape), min(shape)) for shape in shapes], 4)
         replaced = 0
         for name, module in found:
             weight = cast("torch.Tensor", module.weight)
@@ -40,7 +50,8 @@ class ModuleKernels:
             if rows.device.type != "cpu" or not _packs(rows):
                 continue
             parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], NativeLinear(self, self._library, rows, cast("torch.Tensor | None", module.bias)))
+            bias = cast("torch.Tensor | None", module.bias)
+            setattr(parent, name.rpartition(".")[2], NativeLinear(self, self._library, rows, bias, memory))
             if weight is not shared:
                 cast("torch.nn.Parameter", weight).data = weight.new_empty(0)
             replaced += 1
@@ -57,11 +68,13 @@ class ModuleKernels:
 class NativeLinear(torch.nn.Module):
     """A linear module with packed weights `[outputs, inputs]`. It takes and gives the dtype that the one before did."""
 
-    def __init__(self, kernels: ModuleKernels, library: NativeLibrary, weights: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, kernels: ModuleKernels, library: NativeLibrary, weights: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = (int(size) for size in weights.shape)
         self._kernels = kernels
-        self._packed = PackedMatrix(library, _array(weights))
+        self._packed = PackedMatrix(library, _array(weights), memory)
         self._bias = None if bias is None else bias.detach().float().contiguous()
         self.register_buffer("weight", weights.new_empty(0), persistent=False)
         """Nothing is in it: some models ask their linear modules for a dtype."""

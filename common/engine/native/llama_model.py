@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.engine.native.library import LayerStruct, ModelStruct, NativeLibrary, PackedMatrix
+from common.engine.native.library import LayerStruct, ModelStruct, NativeLibrary, PackedMatrix, WeightMemory
 from common.engine.native.llama_family import FAMILY
 from common.engine.native.rotary_table import RotaryTable
 from common.engine.quantized_matrix import QuantizedMatrix, stacked
@@ -58,6 +58,7 @@ class LlamaModel:
         self._quantized = quantized or {}
         self._names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
         self._consume = consume
+        self._memory = _memory_for(library, model)
         self._kept: list[PackedMatrix | NDArray[np.float32]] = []
         config: Any = model.config
         inner: Any = model.model
@@ -66,8 +67,8 @@ class LlamaModel:
         self.rotary = RotaryTable(cast("torch.nn.Module", inner.rotary_emb), _head_dim(model))
         scale = float(inner.layers[0].self_attn.scaling)
         final_norm = self._vector(inner.norm.weight)
-        head, embedding = self._ends(model)
         layers = [self._layer(layer) for layer in inner.layers]
+        head, embedding = self._ends(model)
         self._layers = (LayerStruct * len(layers))(*layers)
         self.struct = ModelStruct(
             layers=len(layers),
@@ -122,7 +123,8 @@ class LlamaModel:
         blocks = self._blocks(modules)
         if blocks is not None and blocks.shape != (rows, parts[0].shape[1]):
             raise ModelError(f"the quantised {self._names[id(modules[0])]} has the shape {blocks.shape}")
-        packed = PackedMatrix(self._library, _array(parts[0] if len(parts) == 1 else torch.cat(parts)) if blocks is None else blocks)
+        weights = _array(parts[0] if len(parts) == 1 else torch.cat(parts)) if blocks is None else blocks
+        packed = PackedMatrix(self._library, weights, self._memory)
         self._kept.append(packed)
         if self._consume:
             for module in modules:
@@ -150,6 +152,11 @@ class LlamaModel:
         array = np.array(tensor.detach().float().numpy(), dtype=np.float32)
         self._kept.append(array)
         return array.ctypes.data
+
+
+def _memory_for(library: NativeLibrary, model: torch.nn.Module) -> WeightMemory:
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    return WeightMemory(library, [(len(matrix), matrix.shape[1]) for matrix in matrices], matrices[0].element_size())
 
 
 def _array(weights: torch.Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
