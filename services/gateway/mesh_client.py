@@ -101,6 +101,7 @@ class LiveMesh:
             failpoints=self._failpoints,
         )
         self._models = ModelDirectory(store, names, self._core.registry, self._spawn)
+        self._attaching: dict[RequestId, asyncio.Event] = {}
         self._active = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -190,7 +191,32 @@ class LiveMesh:
         return generation
 
     async def attach(self, request_id: RequestId, tenant: str) -> Attached:
+        """One at a time for each request: two that adopted it here at once would cut each other off."""
+        while (busy := self._attaching.get(request_id)) is not None:
+            await busy.wait()
+        self._attaching[request_id] = done = asyncio.Event()
+        try:
+            return await self._attach(request_id, tenant)
+        finally:
+            del self._attaching[request_id]
+            done.set()
+
+    async def claim(self, mark: IdempotencyMark, request_id: RequestId) -> RequestId:
+        holder, digest = await self._records.claim(mark, request_id)
+        if digest != mark.digest:
+            raise IdempotencyKeyReused("this Idempotency-Key came with another body before; use a new key for a new request")
+        return holder
+
+    async def release(self, mark: IdempotencyMark, request_id: RequestId) -> None:
+        await self._records.release(mark, request_id)
+
+    # ------------------------------------------------------------------ attaching
+
+    async def _attach(self, request_id: RequestId, tenant: str) -> Attached:
         for _ in range(MAX_TAKE_OVERS):
+            closing = self._kept.closing(request_id)
+            if closing is not None and closing.request.tenant == tenant:
+                return Attached(request=closing.request, generation=closing.read())
             record = await self._record_of(request_id)
             owned = self._kept.get(request_id)
             if owned is not None and owned.request.tenant == tenant:
@@ -216,17 +242,6 @@ class LiveMesh:
             if self._kept.get(request_id) is not None:
                 return None
             raise
-
-    async def claim(self, mark: IdempotencyMark, request_id: RequestId) -> RequestId:
-        holder, digest = await self._records.claim(mark, request_id)
-        if digest != mark.digest:
-            raise IdempotencyKeyReused("this Idempotency-Key came with another body before; use a new key for a new request")
-        return holder
-
-    async def release(self, mark: IdempotencyMark, request_id: RequestId) -> None:
-        await self._records.release(mark, request_id)
-
-    # ------------------------------------------------------------------ attaching
 
     async def _join(self, owned: OwnedRequest) -> Attached:
         """A request of ours. From now on somebody knows how to come back to it."""

@@ -30,12 +30,17 @@ class RequestKeeper:
         self._on_lost = on_lost
         self._owned: dict[RequestId, OwnedRequest] = {}
         self._unrecorded: set[RequestId] = set()
+        self._closing: dict[RequestId, OwnedRequest] = {}
 
     def __iter__(self) -> Iterator[OwnedRequest]:
         return iter(list(self._owned.values()))
 
     def get(self, request_id: RequestId) -> OwnedRequest | None:
         return self._owned.get(request_id)
+
+    def closing(self, request_id: RequestId) -> OwnedRequest | None:
+        """A request that has ended, while its record does not say so yet."""
+        return self._closing.get(request_id)
 
     def add(self, owned: OwnedRequest) -> None:
         self._owned[owned.request_id] = owned
@@ -85,10 +90,13 @@ class RequestKeeper:
                 self._unrecorded.add(owned.request_id)
 
     async def record_end(self, owned: OwnedRequest, error: SegueError | None) -> None:
+        self._closing[owned.request_id] = owned
         try:
             await self._records.record_end(owned, error, self._clock())
         except StoreUnavailable as unavailable:
             self._log("end_not_recorded", owned, unavailable)
+        finally:
+            self._closing.pop(owned.request_id, None)
 
     async def record_choice(self, owned: OwnedRequest, choice: int) -> None:
         """One that we ended, while others go on."""

