@@ -28,8 +28,6 @@ from tests.handoff_world import HandoffWorld, Weather
 MODEL = ModelKey("m", "1")
 FINGERPRINT = Fingerprint(weights="w", dtype="float32", layout=KvLayout(layers=1, kv_heads=1, head_dim=1, block_size=BLOCK))
 ROLES: tuple[Role, ...] = ("prefill", "decode", "both")
-DISPATCH_TIMEOUT_S = 2.0
-REPLAY_TIMEOUT_S = 1.0
 GATEWAY_TICK_S = 0.05
 
 
@@ -440,11 +438,11 @@ class GatewayWorld(HandoffWorld):
 
     def perform_gateway_effect(self, effect: GatewayEffect) -> None:
         match effect:
-            case SendDispatch(worker=worker, dispatch=dispatch):
+            case SendDispatch(worker=worker, dispatch=dispatch, within_s=within_s):
                 self.check_bounded(RequestId(dispatch.request_id))
-                self.ask(Question(worker=worker, due=self.now + DISPATCH_TIMEOUT_S, dispatch=dispatch))
-            case SendReplay(worker=worker, items=items):
-                self.check_one_probe(items_of=worker, question=Question(worker=worker, due=self.now + REPLAY_TIMEOUT_S, items=items))
+                self.ask(Question(worker=worker, due=self.now + within_s, dispatch=dispatch))
+            case SendReplay(worker=worker, items=items, within_s=within_s):
+                self.check_one_probe(items_of=worker, question=Question(worker=worker, due=self.now + within_s, items=items))
             case SendCancel(worker=worker, cancel=cancel):
                 self.tell(worker, cancel)
             case Accepted(request_id=request_id):

@@ -25,6 +25,7 @@ from common.mesh.gateway_effects import (
 from common.mesh.gateway_request import GatewayRequest
 from common.mesh.worker_registry import WorkerRegistry
 from common.policy.routing import place
+from common.policy.watchdog import SUSPECT_FACTOR
 from common.protocol.messages import (
     Cancel,
     ChoiceState,
@@ -52,19 +53,18 @@ from common.values.errors import (
 )
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, WorkerId
 from common.values.sampling import SamplingParameters
+from common.values.slo import Slo
 from common.values.tokens import DEADLINE_CODE, NewTokens
 
 GAP_S = 0.05
-SILENCE_S = 0.25
-MAX_UNANSWERED = 3
 MAX_RAISES = 64
 PATIENCE_S = 30.0
 FULL_RETRY_S = 0.25
 """How long a running request waits before it asks again, where every worker's queue is full."""
 MAX_ITEMS = 1024
 """Of one replay request: a page stays below the broker's message limit."""
-ALIVE_WITHIN_S = 1.0
-MAX_UNANSWERED_ALIVE = 30
+MAX_UNANSWERED = 30
+"""Questions that a worker which is heard otherwise may leave open: they do not reach it."""
 _REFUSALS: dict[str, type[InvalidRequest | ContextTooLong | NeverFits | Unavailable]] = {
     "unavailable": Unavailable,
     "context_length_exceeded": ContextTooLong,
@@ -75,9 +75,10 @@ _REFUSALS: dict[str, type[InvalidRequest | ContextTooLong | NeverFits | Unavaila
 class GatewayCore:
     """One per gateway process."""
 
-    def __init__(self, *, gateway: GatewayId, incarnation: Incarnation) -> None:
+    def __init__(self, *, gateway: GatewayId, incarnation: Incarnation, slo: Slo | None = None) -> None:
         self.registry = WorkerRegistry()
         self.counters: Counter[str] = Counter()
+        self._slo = slo if slo is not None else Slo()
         self._gateway = gateway
         self._incarnation = incarnation
         self._requests: dict[RequestId, GatewayRequest] = {}
@@ -92,6 +93,10 @@ class GatewayCore:
     @property
     def active(self) -> int:
         return len(self._requests)
+
+    def longest_silence_s(self) -> float:
+        """The present bound: a worker that is silent for longer is taken for lost."""
+        return max((self.registry.bounds(s.worker, self._slo).lost_after_s for s in self.registry.all()), default=0.0)
 
     def active_ids(self) -> list[RequestId]:
         return list(self._requests)
@@ -213,6 +218,7 @@ class GatewayCore:
 
     def on_frame(self, frame: TokenFrame, now: float) -> None:
         worker = WorkerId(frame.worker)
+        self.registry.heard(worker, now)
         for notice in frame.notices:
             self._on_notice(worker, Incarnation(frame.incarnation), notice, now)
         for entry in frame.entries:
@@ -244,9 +250,12 @@ class GatewayCore:
             if request is not None:
                 request.asked.discard(item.choice)
         if entries is None:
+            if not broker_alive:
+                self.registry.refresh(now)
             for request_id, attempt in sorted({(RequestId(i.request_id), i.attempt) for i in items}):
                 self._not_answered(request_id, attempt, worker, now, broker_alive=broker_alive)
             return
+        self.registry.heard(worker, now)
         for entry in entries:
             request = self._current(RequestId(entry.request_id), entry.attempt)
             if request is not None and entry.choice in request.streams:
@@ -270,7 +279,9 @@ class GatewayCore:
         for worker, items in asked.items():
             for first in range(0, len(items), MAX_ITEMS):
                 self.counters["probes"] += 1
-                self._effects.append(SendReplay(worker=worker, items=tuple(items[first : first + MAX_ITEMS])))
+                page = tuple(items[first : first + MAX_ITEMS])
+                within_s = self.registry.bounds(worker, self._slo).answer_within_s
+                self._effects.append(SendReplay(worker=worker, items=page, within_s=within_s))
 
     # ------------------------------------------------------------------ private
 
@@ -315,7 +326,8 @@ class GatewayCore:
         if placement.decode is not None:
             self.registry.dispatched(placement.decode, 0, len(unfinished))
         dispatch = self._dispatch(request, placement.decode, now)
-        self._effects.append(SendDispatch(worker=placement.worker, dispatch=dispatch))
+        within_s = self.registry.bounds(placement.worker, self._slo).lost_after_s
+        self._effects.append(SendDispatch(worker=placement.worker, dispatch=dispatch, within_s=within_s))
 
     def _dispatch(self, request: GatewayRequest, decode: WorkerId | None, now: float) -> Dispatch:
         return Dispatch(
@@ -391,9 +403,7 @@ class GatewayCore:
         silent = now - request.heard_at[stream.choice]
         if stream.has_gap:
             return silent > GAP_S
-        source = self.registry.get(request.source[stream.choice])
-        patience = max(SILENCE_S, 4.0 * source.seconds_per_step) if source is not None else SILENCE_S
-        return silent > patience
+        return silent > self.registry.bounds(request.source[stream.choice], self._slo).probe_after_s
 
     def _on_replay_entry(
         self, request: GatewayRequest, worker: WorkerId, entry: ReplayEntry, now: float, incarnation: Incarnation | None
@@ -437,10 +447,19 @@ class GatewayCore:
             request.unanswered.clear()
             return
         request.unanswered[worker] += 1
-        gone = self.registry.get(worker) is None
-        alive = self.registry.heard_within(worker, ALIVE_WITHIN_S, now)
-        if gone or request.unanswered[worker] >= (MAX_UNANSWERED_ALIVE if alive else MAX_UNANSWERED):
+        if self._is_lost(request, worker, now):
             self._raise_attempt(request, now, lost=worker, full=None)
+            for other in list(self._requests.values()):
+                follows = any(other.source[stream.choice] == worker for stream in other.unfinished())
+                if follows and self._is_lost(other, worker, now):
+                    self._raise_attempt(other, now, lost=worker, full=None)
+        elif request.unanswered[worker] >= MAX_UNANSWERED:
+            self._raise_attempt(request, now, lost=worker, full=None)
+
+    def _is_lost(self, request: GatewayRequest, worker: WorkerId, now: float) -> bool:
+        """Not heard in any way for its bound; a question has just gone unanswered while the broker answers."""
+        factor = SUSPECT_FACTOR if request.suspicion.is_announced_at(worker) else 1.0
+        return self.registry.silence(worker, now) > factor * self.registry.bounds(worker, self._slo).lost_after_s
 
     def _notice_restart(self, worker: WorkerId, incarnation: Incarnation) -> None:
         """A worker that speaks as a new incarnation has lost what the old one had: ask at once."""

@@ -10,10 +10,11 @@ from common.values.tokens import NewTokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendDispatch:
-    """Answer with `on_dispatch_answer`, also where none came. The request record shows the new attempt first."""
+    """Answer with `on_dispatch_answer`, also where none came in time. The request record shows the new attempt first."""
 
     worker: WorkerId
     dispatch: Dispatch
+    within_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +25,11 @@ class SendCancel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendReplay:
-    """Answer with `on_replay_answer`, also where none came."""
+    """Answer with `on_replay_answer`, also where none came in time."""
 
     worker: WorkerId
     items: tuple[ReplayItem, ...]
+    within_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

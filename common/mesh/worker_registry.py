@@ -2,15 +2,28 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from common.policy.prefix_view import PrefixView
 from common.policy.routing import PendingLoad
+from common.policy.watchdog import WatchdogBounds, stream_bounds
 from common.values.cache_page import CachePage
 from common.values.ids import ModelKey, WorkerId
+from common.values.slo import Slo
 from common.values.worker import WorkerSnapshot
 
 SILENT_AFTER_S = 3.0
 OWN_PAUSE_S = 2.5
+GAP_MEMORY_S = 30.0
+MAX_HEARD = 4096
+
+
+@dataclass(slots=True)
+class _Heard:
+    """Kept of a worker while it is forgotten: when it was heard last, and the longest pause before that, which fades."""
+
+    at: float
+    gap_s: float = 0.0
 
 
 class WorkerRegistry:
@@ -22,9 +35,33 @@ class WorkerRegistry:
         self.pending: dict[WorkerId, PendingLoad] = {}
         self.prefixes = PrefixView()
         self._expired_at = -math.inf
+        self._heard: dict[WorkerId, _Heard] = {}
+
+    def heard(self, worker: WorkerId, now: float) -> None:
+        """Anything at all came from that worker."""
+        known = self._heard.get(worker)
+        if known is None:
+            if len(self._heard) >= MAX_HEARD:
+                self._heard.pop(next(iter(self._heard)))
+            self._heard[worker] = _Heard(now)
+            return
+        pause = now - known.at
+        known.gap_s = max(min(pause, SILENT_AFTER_S), known.gap_s * max(0.0, 1.0 - pause / GAP_MEMORY_S))
+        known.at = now
+
+    def silence(self, worker: WorkerId, now: float) -> float:
+        """Seconds since it was heard in any way."""
+        known = self._heard.get(worker)
+        return math.inf if known is None else now - known.at
+
+    def bounds(self, worker: WorkerId, slo: Slo) -> WatchdogBounds:
+        known, snapshot = self._heard.get(worker), self._snapshots.get(worker)
+        step_s = 0.0 if snapshot is None else snapshot.seconds_per_step
+        return stream_bounds(slo, step_s=step_s, gap_s=0.0 if known is None else known.gap_s)
 
     def observe(self, snapshot: WorkerSnapshot, now: float, *, gone: bool = False) -> None:
         """Take a snapshot; older ones of the same incarnation are ignored."""
+        self.heard(snapshot.worker, now)
         known = self._snapshots.get(snapshot.worker)
         if known is not None and known.incarnation == snapshot.incarnation:
             if snapshot.sequence_number < known.sequence_number:
@@ -49,10 +86,6 @@ class WorkerRegistry:
         """How much of a prompt each worker holds already."""
         return self.prefixes.overlaps({s.worker: s.fingerprint for s in self.group(model)}, prompt, salt)
 
-    def heard_within(self, worker: WorkerId, seconds: float, now: float) -> bool:
-        """Whether the worker has told its state lately: it lives, however slowly it answers."""
-        return now - self._observed_at.get(worker, -math.inf) <= seconds
-
     def expire(self, now: float) -> None:
         """Forget workers that fell silent. Called about once a second: a longer pause was our own silence, not theirs."""
         paused = now - self._expired_at > OWN_PAUSE_S
@@ -67,6 +100,8 @@ class WorkerRegistry:
     def refresh(self, now: float) -> None:
         """The broker was away: nobody could be heard, so nobody was silent."""
         self._observed_at = dict.fromkeys(self._observed_at, now)
+        for heard in self._heard.values():
+            heard.at = now
 
     def dispatched(self, worker: WorkerId, tokens: int, sequences: int) -> None:
         known = self.pending.get(worker, PendingLoad())

@@ -22,7 +22,6 @@ from common.values.worker import WorkerSnapshot
 DIAL_TIMEOUT_S = 5.0
 REDIAL_FIRST_S = 0.2
 REDIAL_MOST_S = 5.0
-SILENT_PEER_S = 5.0
 OWN_PAUSE_S = 2.5
 FORGET_AFTER_S = 10.0
 UNREACHABLE_PAUSE_S = 10.0
@@ -145,7 +144,7 @@ class PeerLinks:
             if peer.lost and not peer.pulls:
                 self._tasks.create_task(peer.link.close(), name=f"close link {worker}")
 
-    def drop_silent(self, now: float) -> None:
+    def drop_silent(self, now: float, silent_after_s: float) -> None:
         """Once a second. A peer sends something as often; one that does not is frozen, or cut off. Where this round itself
         comes late, we were the frozen one."""
         late = now - self._looked_at > OWN_PAUSE_S
@@ -160,7 +159,7 @@ class PeerLinks:
                 peer.heard_at = now
             return
         for peer in list(self._connections):
-            limit = SILENT_PEER_S if peer.talks else SETTLING_PEER_S
+            limit = silent_after_s if peer.talks else SETTLING_PEER_S
             if now - peer.heard_at > limit and not peer.lost:
                 self._lose(peer, f"silent for {limit:g} s")
 

@@ -26,6 +26,7 @@ from common.mesh.worker_effects import (
     SendTokens,
     WorkerEffect,
 )
+from common.policy.watchdog import peer_silent_after_s
 from common.ports.broker import Message
 from common.ports.step_engine import Ticket
 from common.protocol.messages import (
@@ -286,7 +287,7 @@ class WorkerService:
         while True:
             await asyncio.sleep(TICK_S)
             self._core.on_tick(self._now())
-            self._links.drop_silent(self._now())
+            self._links.drop_silent(self._now(), peer_silent_after_s(step_s=self._meter.seconds_per_step))
             if self._core.idle and self._unchecked:
                 self._core.check_invariants()
                 self._unchecked = False

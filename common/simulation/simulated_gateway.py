@@ -30,8 +30,6 @@ from common.simulation.worker_shape import MODEL
 from common.values.errors import BrokerUnavailable, InvariantBroken, StoreUnavailable, Unavailable
 from common.values.ids import GatewayId, Incarnation, RequestId, WorkerId
 
-DISPATCH_TIMEOUT_S = 2.0
-REPLAY_TIMEOUT_S = 1.0
 PING_TIMEOUT_S = 1.0
 RENEWAL_S = 1.0
 MOST_DISPATCHES_AT_ONCE = 8
@@ -223,7 +221,7 @@ class SimulatedGateway:
         self._broker.ask(
             self.process,
             worker.process,
-            timeout_s=DISPATCH_TIMEOUT_S,
+            timeout_s=effect.within_s,
             handle=partial(worker.on_dispatch, decoded),
             answered=partial(self._dispatch_answered, effect),
             failed=partial(self._dispatch_failed, effect),
@@ -251,7 +249,7 @@ class SimulatedGateway:
         self._broker.ask(
             self.process,
             worker.process,
-            timeout_s=REPLAY_TIMEOUT_S,
+            timeout_s=effect.within_s,
             handle=partial(worker.on_replay, effect.items, self.gateway, self.incarnation),
             answered=partial(self._replay_answered, effect),
             failed=partial(self._replay_over, effect, None, broker_alive=False),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from common.mesh.worker import WorkerCore
+from common.policy.watchdog import peer_silent_after_s
 from common.protocol.messages import ControlMessage, decode_control, encode
 from common.simulation.shadow_kv import ShadowKv
 from common.simulation.simulated_connections import Connection, SimulatedConnections
@@ -16,7 +17,7 @@ from common.simulation.simulated_process import SimulatedProcess
 from common.values.ids import Incarnation, WorkerId
 from common.values.worker import WorkerSnapshot
 
-SILENT_PEER_S = 5.0
+SILENT_PEER_S = peer_silent_after_s(step_s=0.0)
 OWN_PAUSE_S = 2.5
 REDIAL_S = 0.2
 

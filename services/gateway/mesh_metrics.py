@@ -22,6 +22,8 @@ def show_mesh_metrics(metrics: Metrics, mesh: LiveMesh) -> None:
             )
     unpaired = metrics.gauge("segue_workers_unpaired", "Workers that cannot pair with a peer they know.")
     unpaired.series().follow(lambda: sum(1 for snapshot in core.registry.all() if snapshot.unpaired))
+    silence = metrics.gauge("segue_watchdog_lost_after_seconds", "Silence after which a worker is taken for lost, at most.")
+    silence.series().follow(core.longest_silence_s)
     active = metrics.gauge("segue_mesh_requests", "Requests that this gateway owns in the mesh.")
     active.series().follow(lambda: core.active)
     refused = metrics.counter("segue_messages_refused_total", "Messages of the mesh that could not be taken, by reason.", ("reason",))

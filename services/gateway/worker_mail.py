@@ -16,8 +16,6 @@ from common.runtime.message_refusals import MessageRefusals
 from common.values.errors import BrokerUnavailable, PayloadTooLarge, PeerError, SegueError, StoreUnavailable
 from common.values.ids import GatewayId, Incarnation, RequestId
 
-DISPATCH_TIMEOUT_S = 2.0
-REPLAY_TIMEOUT_S = 1.0
 PING_TIMEOUT_S = 1.0
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ class WorkerMail:
             if not await self._recorded(request_id):
                 return
             payload = await self._broker.request(
-                self._names.worker_inbox(effect.worker), self._encoded(dispatch), timeout_s=DISPATCH_TIMEOUT_S
+                self._names.worker_inbox(effect.worker), self._encoded(dispatch), timeout_s=effect.within_s
             )
             self._failpoints.hit("gateway.dispatched")
             reply = None if payload is None else decode_dispatch_reply(payload)
@@ -86,13 +84,13 @@ class WorkerMail:
         question = encode(ReplayRequest(items=list(effect.items), gateway=self._owner[0], incarnation=self._owner[1]))
         if len(question) > self._broker.max_payload_bytes and len(effect.items) > 1:
             half = len(effect.items) // 2
-            await self.replay(SendReplay(worker=effect.worker, items=effect.items[:half]))
-            await self.replay(SendReplay(worker=effect.worker, items=effect.items[half:]))
+            await self.replay(SendReplay(worker=effect.worker, items=effect.items[:half], within_s=effect.within_s))
+            await self.replay(SendReplay(worker=effect.worker, items=effect.items[half:], within_s=effect.within_s))
             return
         reply = None
         alive = True
         try:
-            payload = await self._broker.request(self._names.worker_replay(effect.worker), question, timeout_s=REPLAY_TIMEOUT_S)
+            payload = await self._broker.request(self._names.worker_replay(effect.worker), question, timeout_s=effect.within_s)
             if payload is not None:
                 reply = decode_replay_reply(payload)
             else:

@@ -2,9 +2,6 @@
 
 import pytest
 
-from common.mesh.gateway import (
-    MAX_UNANSWERED,
-)
 from common.mesh.gateway_effects import SendDispatch
 from common.values.errors import (
     RequestFailed,
@@ -43,7 +40,7 @@ def test_one_choice_can_be_cancelled_and_the_last_one_ends_the_request() -> None
 def test_a_frame_of_a_dead_attempt_is_answered_with_a_cancel_once_a_second() -> None:
     d = Driver()
     d.started("a", "b")
-    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.silent_probes("a", 1, now=2.0)
     assert d.cancels() == [("a", 1, None)]
     d.frame("a", 0, 5, now=2.5)
     assert d.cancels() == [], "it was told just now"
@@ -108,6 +105,6 @@ def test_a_deadline_holds_while_the_request_waits() -> None:
     d.know("a")
     d.start(deadline=5.0)
     d.answer("a", "accepted")
-    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.silent_probes("a", 1, now=2.0)
     d.tick(5.1)
     assert isinstance(d.error(), RequestFailed)

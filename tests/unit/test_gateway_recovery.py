@@ -6,7 +6,6 @@ from common.mesh.gateway import (
     FULL_RETRY_S,
     MAX_ITEMS,
     MAX_UNANSWERED,
-    MAX_UNANSWERED_ALIVE,
     PATIENCE_S,
 )
 from common.mesh.gateway_effects import SendDispatch, SendReplay
@@ -124,21 +123,44 @@ def test_an_unknown_sequence_is_placed_again_and_nobody_is_blamed() -> None:
     assert d.core.counters["workers_lost"] == 0
 
 
-def test_a_worker_that_leaves_three_probes_unanswered_is_lost() -> None:
+def test_a_worker_that_is_silent_for_its_bound_and_leaves_a_probe_unanswered_is_lost() -> None:
     d = Driver()
     d.started("a", "b")
-    d.silent_probes("a", MAX_UNANSWERED - 1, now=2.0)
+    d.silent_probes("a", 3, now=0.95)
     assert d.dispatches() == []
-    d.silent_probes("a", 1, now=2.0)
+    d.silent_probes("a", 1, now=1.05)
     assert d.dispatches() == [("b", 2)]
     assert d.core.counters["workers_lost"] == 1
+
+
+def test_slow_steps_make_the_bound_longer() -> None:
+    d = Driver()
+    d.know("a", step_s=0.5)
+    d.know("b")
+    d.start()
+    d.answer("b", "refused", code="wrong_model")
+    d.answer("a", "accepted", attempt=2)
+    d.take()
+    d.silent_probes("a", 1, attempt=2, now=2.9)
+    assert d.dispatches() == []
+
+
+def test_who_runs_an_announced_suspect_gets_longer_to_answer() -> None:
+    d = Driver()
+    d.started("a", "b")
+    d.silent_probes("a", 1, now=1.1)
+    d.notice("b", "suspect", attempt=2, now=1.1)
+    d.silent_probes("b", 1, attempt=2, now=7.6)
+    assert d.ends() == []
+    d.silent_probes("b", 1, attempt=2, now=7.8)
+    assert isinstance(d.error(), RequestFailed)
 
 
 def test_a_worker_that_is_still_heard_may_answer_slowly() -> None:
     d = Driver()
     d.started("a", "b")
     d.know("a", 2.0)
-    d.silent_probes("a", MAX_UNANSWERED_ALIVE - 1, now=2.5)
+    d.silent_probes("a", MAX_UNANSWERED - 1, now=2.5)
     assert d.dispatches() == []
     d.silent_probes("a", 1, now=2.5)
     assert d.dispatches() == [("b", 2)]
@@ -148,6 +170,7 @@ def test_an_answer_clears_the_worker_that_gave_it_and_no_other() -> None:
     d = Driver()
     d.started("a", "b", choices=2)
     d.frame("b", 0, 5, choice=1, now=0.1)
+    d.know("a", 2.0)
     d.silent_probes("a", MAX_UNANSWERED - 1, now=2.0)
     d.frame("b", 1, 6, choice=1, now=2.0)
     d.replay("b", "running", choice=1, now=2.0)
@@ -155,9 +178,9 @@ def test_an_answer_clears_the_worker_that_gave_it_and_no_other() -> None:
     d.silent_probes("a", 1, now=2.0)
     assert [attempt for _, attempt in d.dispatches()] == [2]
     d.frame("b", 0, 5, attempt=2, now=2.1)
-    d.silent_probes("b", MAX_UNANSWERED - 1, attempt=2, now=4.0)
-    d.frame("b", 1, 6, attempt=2, now=4.0)
-    d.silent_probes("b", MAX_UNANSWERED - 1, attempt=2, now=4.0)
+    d.silent_probes("b", MAX_UNANSWERED - 1, attempt=2, now=2.2)
+    d.frame("b", 1, 6, attempt=2, now=2.2)
+    d.silent_probes("b", MAX_UNANSWERED - 1, attempt=2, now=2.2)
     assert d.dispatches() == []
 
 
@@ -209,27 +232,28 @@ def test_a_deadline_that_a_worker_kept_is_told_as_the_requests_error() -> None:
 def test_silence_does_not_count_while_the_broker_is_silent_itself() -> None:
     d = Driver()
     d.started("a", "b")
-    d.silent_probes("a", MAX_UNANSWERED - 1, now=2.0)
     for second in range(10):
         d.replay("a", None, now=3.0 + second, broker_alive=False)
-    d.silent_probes("a", MAX_UNANSWERED - 1, now=20.0)
+    d.silent_probes("a", 3, now=12.9)
     assert d.dispatches() == []
+    d.silent_probes("a", 1, now=13.1)
+    assert d.dispatches() == [("b", 2)]
 
 
 def test_only_the_announced_suspect_is_charged_and_its_second_worker_is_its_last() -> None:
     d = Driver()
     d.started("a", "b", "c", "e")
-    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
-    d.silent_probes("b", MAX_UNANSWERED, attempt=2, now=2.0)
+    d.silent_probes("a", 1, now=2.0)
+    d.silent_probes("b", 1, attempt=2, now=2.0)
     again = [e.dispatch for e in d.take() if isinstance(e, SendDispatch)]
     assert [dispatch.suspect for dispatch in again] == [True, True]
     d.notice("c", "suspect", attempt=3, now=2.0)
     d.notice("c", "cleared", attempt=3, now=2.0)
-    d.silent_probes("c", MAX_UNANSWERED, attempt=3, now=2.0)
+    d.silent_probes("c", 1, attempt=3, now=20.0)
     assert d.ends() == []
     d.notice("e", "suspect", attempt=3, now=2.0)
     d.notice("e", "suspect", attempt=4, now=2.0)
-    d.silent_probes("e", MAX_UNANSWERED, attempt=4, now=2.0)
+    d.silent_probes("e", 1, attempt=4, now=20.0)
     error = d.error()
     assert isinstance(error, RequestFailed)
     assert (error.code, error.status) == ("request_poisoned", 502)
@@ -239,10 +263,10 @@ def test_only_the_announced_suspect_is_charged_and_its_second_worker_is_its_last
 def test_a_new_token_is_the_proof_of_innocence() -> None:
     d = Driver()
     d.started("a", "b", "c")
-    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.silent_probes("a", 1, now=2.0)
     d.notice("b", "suspect", attempt=2, now=2.0)
     d.frame("b", 0, 5, attempt=2, now=2.1)
-    d.silent_probes("b", MAX_UNANSWERED, attempt=2, now=2.2)
+    d.silent_probes("b", 1, attempt=2, now=20.0)
     assert d.ends() == []
     assert [e.dispatch.suspect for e in d.log if isinstance(e, SendDispatch)] == [False, True, True]
 
@@ -261,7 +285,7 @@ def test_when_the_only_worker_is_lost_the_request_waits_for_its_return() -> None
     d = Driver()
     d.started("a")
     d.frame("a", 0, 5, now=0.1)
-    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.silent_probes("a", 1, now=2.0)
     assert d.dispatches() == []
     assert d.tick(10.0) == []
     d.know("a", 11.0)
@@ -275,7 +299,7 @@ def test_when_the_only_worker_is_lost_the_request_waits_for_its_return() -> None
 def test_where_no_worker_comes_back_the_request_ends_after_its_patience() -> None:
     d = Driver()
     d.started("a")
-    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.silent_probes("a", 1, now=2.0)
     d.tick(2.0 + PATIENCE_S)
     assert d.ends() == []
     d.tick(2.1 + PATIENCE_S)
@@ -285,7 +309,7 @@ def test_where_no_worker_comes_back_the_request_ends_after_its_patience() -> Non
 def test_while_a_request_waits_old_probes_do_not_count_again() -> None:
     d = Driver()
     d.started("a", choices=2)
-    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.silent_probes("a", 1, now=2.0)
     d.replay("a", None, choice=1, now=2.0)
     d.replay("a", "unknown", choice=1, now=2.0)
     assert d.core.counters["workers_lost"] == 1
@@ -296,7 +320,7 @@ def test_while_a_request_waits_old_probes_do_not_count_again() -> None:
 def test_a_token_of_a_worker_taken_for_lost_is_still_taken_while_nobody_else_is_there() -> None:
     d = Driver()
     d.started("a")
-    d.silent_probes("a", MAX_UNANSWERED, now=2.0)
+    d.silent_probes("a", 1, now=2.0)
     d.frame("a", 0, 5, now=2.5)
     d.frame("a", 1, 6, end=True, now=2.6)
     assert d.delivered() == [5, 6]

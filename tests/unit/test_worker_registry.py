@@ -4,6 +4,7 @@ from common.mesh.worker_registry import OWN_PAUSE_S, SILENT_AFTER_S, WorkerRegis
 from common.policy.routing import PendingLoad
 from common.values.ids import Incarnation, ModelKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
+from common.values.slo import Slo
 from common.values.worker import WorkerSnapshot, WorkerState
 
 W = WorkerId("w")
@@ -105,10 +106,22 @@ def test_a_worker_taken_for_lost_is_unknown_until_it_is_heard() -> None:
     registry.dispatched(W, 10, 1)
     registry.forget(W)
     assert registry.get(W) is None
-    assert not registry.heard_within(W, 1.0, 0.0)
+    assert registry.silence(W, 0.4) == 0.4
     assert not registry.pending
     registry.observe(snapshot(2), 0.5)
-    assert registry.heard_within(W, 1.0, 1.0)
+    assert registry.silence(W, 1.0) == 0.5
+
+
+def test_who_was_heard_irregularly_gets_a_longer_bound_that_fades() -> None:
+    registry = WorkerRegistry()
+    for now in (0.0, 0.5, 1.0):
+        registry.observe(snapshot(int(10 * now)), now)
+    assert registry.bounds(W, Slo()).lost_after_s == 1.0
+    registry.observe(snapshot(20), 2.5)
+    assert registry.bounds(W, Slo()).lost_after_s == 3.0
+    for step in range(1, 100):
+        registry.observe(snapshot(20 + step), 2.5 + 0.5 * step)
+    assert registry.bounds(W, Slo()).lost_after_s < 1.5
 
 
 def test_what_was_dispatched_is_counted_until_a_snapshot_shows_it() -> None:

@@ -1,0 +1,26 @@
+"""Bounds on silence: short for a quiet mesh, longer for slow steps and busy hosts, never without end."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.policy.watchdog import MOST_LOST_S, peer_silent_after_s, stream_bounds
+from common.values.slo import Slo
+
+SECONDS = st.floats(0.0, 100.0)
+
+
+def test_a_second_and_four_steps_where_all_is_quiet() -> None:
+    assert stream_bounds(Slo(), step_s=0.05, gap_s=0.5).lost_after_s == 1.2
+    assert stream_bounds(Slo(tpot_s=0.01), step_s=0.0, gap_s=0.0).lost_after_s == 1.0
+    assert stream_bounds(Slo(tpot_s=0.3), step_s=0.0, gap_s=0.0).lost_after_s == 3.0
+    assert stream_bounds(Slo(), step_s=0.0, gap_s=2.0).lost_after_s == 4.0
+    assert peer_silent_after_s(step_s=0.1) == 3.4
+
+
+@given(tpot_s=SECONDS, step_s=SECONDS, gap_s=SECONDS)
+def test_bounds_grow_with_what_they_come_from_and_end(tpot_s: float, step_s: float, gap_s: float) -> None:
+    bounds = stream_bounds(Slo(tpot_s=tpot_s), step_s=step_s, gap_s=gap_s)
+    assert 1.0 <= bounds.lost_after_s <= MOST_LOST_S
+    assert bounds.answer_within_s < bounds.lost_after_s
+    longer = stream_bounds(Slo(tpot_s=tpot_s), step_s=step_s + 1.0, gap_s=gap_s + 1.0)
+    assert longer.lost_after_s >= bounds.lost_after_s
