@@ -52,6 +52,14 @@ class SquareSums:
         total.weight = self.weight + other.weight
         return total
 
+    def stretched(self, factor: float) -> "SquareSums":
+        """The sums as they would be had every row been divided by the factor: for relative errors, all times that much longer."""
+        stretched = SquareSums(self.columns)
+        stretched.gram = [[value / factor**2 for value in row] for row in self.gram]
+        stretched.cross = [value / factor for value in self.cross]
+        stretched.square, stretched.weight = self.square, self.weight
+        return stretched
+
     def residual(self, solution: Sequence[float]) -> float:
         """The weighted sum of squared errors of a solution."""
         quadratic = sum(a * b * self.gram[i][j] for i, a in enumerate(solution) for j, b in enumerate(solution))

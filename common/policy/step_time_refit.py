@@ -2,7 +2,8 @@
 
 Old samples fade, so that the model follows a machine that other work slows down. The first steps are not counted (pages are
 touched, kernels chosen), and a step that is far off is not believed (the process was stopped for a moment) until most of them
-are. The model it started with stays in as a few samples' worth: steps that are all alike cannot unlearn the rest of the line.
+are. The shape of the model it started with stays in as a few samples' worth, at the speed that is seen now: steps that are all
+alike cannot unlearn the rest of the line.
 """
 
 from collections import deque
@@ -67,10 +68,12 @@ class _Line:
         for row in anchors:
             self._anchor.add(row, 1.0, limits.anchor / len(anchors))
         self._live = SquareSums(3)
+        self._slowness = 0.0
         self._verdicts: deque[bool] = deque(maxlen=limits.window)
         self._seen = 0
         self.refused = 0
-        self.coefficients = non_negative_solution(self._anchor)
+        self._start = non_negative_solution(self._anchor)
+        self.coefficients = self._start
 
     def observe(self, row: tuple[float, ...]) -> None:
         self._seen += 1
@@ -84,7 +87,10 @@ class _Line:
             return
         self._live.forget(self._limits.kept)
         self._live.add(row, 1.0)
-        self.coefficients = non_negative_solution(self._anchor.plus(self._live))
+        self._slowness *= self._limits.kept
+        self._slowness += 1.0 / max(1e-9, sum(a * b for a, b in zip(self._start, row, strict=True)))
+        slower = (1.0 + self._slowness) / (1.0 + self._live.weight)
+        self.coefficients = non_negative_solution(self._anchor.stretched(slower).plus(self._live))
 
 
 def _prefill_anchors(time: PrefillTime) -> list[tuple[float, ...]]:
