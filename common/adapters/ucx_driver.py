@@ -9,6 +9,7 @@ this file.
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import select
 import threading
@@ -20,6 +21,8 @@ from typing import TypeVar
 
 from common.adapters.ucp_library import IN_PROGRESS, OK, UcpError, UcpMemory, UcpWorker
 from common.values.errors import PeerError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 STATUS_CANCELLED = -16
@@ -215,8 +218,9 @@ class UcxDriver:
         try:
             while not self._stopping:
                 self._turn(worker, poller)
-        except UcpError as error:
-            self._broken = str(error)
+        except Exception as error:  # whatever it is: with this thread silent, every transfer would wait for ever
+            logger.exception("ucx_thread_broken")
+            self._broken = str(error) or type(error).__name__
             for endpoint in self._endpoints:
                 self._post(self._on_endpoint_lost, endpoint)
         self._shut_down(worker)

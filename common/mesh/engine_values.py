@@ -77,7 +77,8 @@ EngineEvent = TokensMade | BlocksFilled | Preempted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLoad:
-    """Counts now, and totals since the start."""
+    """Counts now, and totals since the start. `blocks_leased` are those of sequences between two workers: held for a hand-off,
+    landing, or worked on outside the engine."""
 
     waiting: int
     running: int
@@ -85,6 +86,7 @@ class EngineLoad:
     queued_tokens: int
     blocks_free: int
     blocks_cached: int
+    blocks_leased: int
     blocks_total: int
     preemptions: int
     prefix_hit_tokens: int

@@ -74,6 +74,19 @@ class HandoffCounters:
     settled: Counter[str] = field(default_factory=Counter)
     blocks: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    turned_away: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leases:
+    """`offers` that this worker made and that are not over, `reservations` and `queued` offers of peers here, `seals` and
+    `pulls` under way."""
+
+    offers: int
+    reservations: int
+    queued: int
+    seals: int
+    pulls: int
 
 
 class HandoffDesk:
@@ -120,6 +133,8 @@ class HandoffDesk:
     def send(self, peer: WorkerId, message: ControlMessage) -> None:
         """Every message to a peer goes this way, so that the list rule counts it; for a peer that is gone it is dropped."""
         counts = self._peers.get(peer)
+        if isinstance(message, Refuse):
+            self.counters.turned_away[message.reason] += 1
         if counts is not None:
             counts.sent += 1
             self._effects.append(SendControl(peer=peer, message=message))
@@ -300,6 +315,19 @@ class HandoffDesk:
             return []
         return self._receiver_did(pull.sequence, did)
 
+    def leases(self, sequences: Iterable[WorkerSequence]) -> Leases:
+        """What is held for peers now; each ends by one of ack, cancel, or the end of the connection."""
+        senders = sum(1 for s in sequences if s.sender is not None)
+        receivers = [s.receiver for s in sequences if s.receiver is not None]
+        reserved = sum(1 for receiver in receivers if receiver.reservation is not None)
+        return Leases(
+            offers=senders,
+            reservations=reserved,
+            queued=len(receivers) - reserved,
+            seals=len(self._seals),
+            pulls=len(self._pulls),
+        )
+
     def check_invariants(self) -> None:
         for pull in self._pulls.values():
             if pull.receiver.pulls < 1:
@@ -386,7 +414,7 @@ class HandoffDesk:
     def _activate(self, sequence: WorkerSequence, receiver: Receiver, tokens: NewTokens, good_blocks: int) -> Settled:
         good = min(good_blocks * self._block_size, receiver.offer.positions)
         self._engine.activate(sequence.key, tokens.tokens, good_positions=good)
-        self.counters.blocks.update({reason: count for reason, count in receiver.failures.items() if reason == "missing"})
+        self.counters.blocks.update({reason: count for reason, count in receiver.failures.items() if reason in ("missing", "range")})
         sequence.receiver = None
         sequence.peer = None
         self.counters.settled["running"] += 1

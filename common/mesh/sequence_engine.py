@@ -304,11 +304,16 @@ class SequenceEngine:
             queued_tokens=queued,
             blocks_free=self._pool.free,
             blocks_cached=self._pool.cached,
+            blocks_leased=self._blocks_leased(),
             blocks_total=self._pool.total,
             preemptions=self._preemptions,
             prefix_hit_tokens=self._prefix_hit_tokens,
             computed_tokens=self._computed_tokens,
         )
+
+    def _blocks_leased(self) -> int:
+        between = [s for s in self._sequences.values() if s.phase in (Phase.HELD, Phase.LANDING)]
+        return len({b for s in (*between, *self._abandoned.values(), *self._pinned.values()) for b in s.blocks})
 
     def check_invariants(self) -> None:
         """Conservation: every held block belongs to a sequence, and an idle engine holds none."""

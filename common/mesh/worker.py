@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from common.mesh.engine_values import BlocksFilled, EngineEvent, EngineLoad, Preempted, SequenceJob, TokensMade
 from common.mesh.evacuation import Evacuation
-from common.mesh.handoff_desk import HandoffDesk, Settled
+from common.mesh.handoff_desk import HandoffDesk, Leases, Settled
 from common.mesh.intake import Intake, WorkerLimits
 from common.mesh.sequence import Phase
 from common.mesh.sequence_engine import SequenceEngine
@@ -128,6 +128,9 @@ class WorkerCore:
         for sequence in [s for s in self._sequences.values() if s.receiver is not None]:
             self._settle(self.desk.turn_away(sequence), now)
         self._go_on(now)
+
+    def leases(self) -> Leases:
+        return self.desk.leases(list(self._sequences.values()))
 
     @property
     def idle(self) -> bool:

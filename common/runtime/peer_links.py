@@ -24,6 +24,7 @@ REDIAL_FIRST_S = 0.2
 REDIAL_MOST_S = 5.0
 OWN_PAUSE_S = 2.5
 FORGET_AFTER_S = 10.0
+MAX_WAITING = 4096
 UNREACHABLE_PAUSE_S = 10.0
 SETTLING_PEER_S = 60.0
 """A peer says nothing between its hello and the moment when it has mapped our region, which may take long on a busy machine."""
@@ -219,6 +220,8 @@ class PeerLinks:
             if peer.joined:
                 self._on_message(peer.worker, message)
             else:
+                if len(peer.waiting) >= MAX_WAITING:
+                    raise PeerError(f"more than {MAX_WAITING} messages before we had joined")
                 peer.waiting.append(message)
         except PeerError as error:
             self._refusals.note("control", error)

@@ -9,7 +9,7 @@ from common.runtime.metrics import Metrics
 from common.runtime.worker_service import WorkerService
 
 SETTLEMENTS = ("moved", "kept", "dropped", "running", "released")
-PULL_OUTCOMES = ("copied", "generation", "checksum", "refused", "lost", "missing")
+PULL_OUTCOMES = ("copied", "generation", "checksum", "refused", "lost", "missing", "range")
 VERDICTS = ("accepted", "full", "stale", "refused")
 ENDINGS = ("stop", "length", "error", "cancelled", "handed_back", "deadline", "owner_lost")
 REFUSALS = ("stale", "full", "draining", "never_fits", "mismatch")
@@ -20,6 +20,7 @@ _LOADS = {
     "segue_queued_tokens": ("Positions still to compute for prompts.", lambda load: load.queued_tokens),
     "segue_kv_blocks_free": ("Free blocks.", lambda load: load.blocks_free),
     "segue_kv_blocks_cached": ("Blocks that only the prefix cache holds.", lambda load: load.blocks_cached),
+    "segue_kv_blocks_leased": ("Blocks of sequences between two workers.", lambda load: load.blocks_leased),
     "segue_kv_blocks": ("All blocks.", lambda load: load.blocks_total),
 }
 
@@ -62,6 +63,12 @@ def show_worker_metrics(metrics: Metrics, service: WorkerService) -> None:
         ("segue_sequences_ended_total", "Sequences that ended here, by reason.", ENDINGS, core.counters.ended),
         ("segue_handoffs_total", "Hand-offs by how they ended here.", SETTLEMENTS, core.desk.counters.settled),
         ("segue_handoff_refusals_total", "Offers that a peer refused, by reason.", REFUSALS, core.desk.counters.refused),
+        (
+            "segue_offers_turned_away_total",
+            "Offers refused here, by reason.",
+            REFUSALS,
+            core.desk.counters.turned_away,
+        ),
         ("segue_kv_blocks_pulled_total", "Blocks pulled from peers, by outcome.", PULL_OUTCOMES, core.desk.counters.blocks),
     ):
         family = metrics.counter(name, help_text, ("kind",))
@@ -70,6 +77,9 @@ def show_worker_metrics(metrics: Metrics, service: WorkerService) -> None:
     family = metrics.counter("segue_token_log_total", "The token log in the store: entries, tokens, errors, restarts.", ("kind",))
     for kind in ("entries", "tokens", "errors", "restarts"):
         family.series(kind).follow(lambda kind=kind: service.token_log.counts[kind])  # type: ignore[misc]
+    leases = metrics.gauge("segue_leases", "What is held for peers: zero when the mesh is quiet.", ("kind",))
+    for kind in ("offers", "reservations", "queued", "seals", "pulls"):
+        leases.series(kind).follow(lambda kind=kind: float(getattr(core.leases(), kind)))  # type: ignore[misc]
     metrics.gauge("segue_peers", "Workers that KV can be moved to or from.").series().follow(lambda: len(service.tiers))
     messages = metrics.counter("segue_messages_refused_total", "Messages of the mesh that could not be taken, by reason.", ("reason",))
     for reason in REASONS:

@@ -94,7 +94,7 @@ class WorkerService:
         self._unchecked = True
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
-        self._seals: asyncio.Queue[SealBlocks] = asyncio.Queue()
+        self._seals: asyncio.Queue[SealBlocks] = asyncio.Queue()  # bounded by the pool: a block waits for one seal at a time
         self._seal_thread = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._tasks: asyncio.TaskGroup
         self._links: PeerLinks
