@@ -8,13 +8,15 @@ from common.policy.prefix_view import PrefixView
 from common.policy.routing import PendingLoad
 from common.policy.watchdog import WatchdogBounds, stream_bounds
 from common.values.cache_page import CachePage
-from common.values.ids import ModelKey, WorkerId
+from common.values.ids import Incarnation, ModelKey, WorkerId
 from common.values.slo import Slo
 from common.values.worker import WorkerSnapshot
 
 SILENT_AFTER_S = 3.0
 OWN_PAUSE_S = 2.5
 GAP_MEMORY_S = 30.0
+MOST_GAP_S = 1.5
+"""A longer pause was a freeze, not the breath of a busy host."""
 MAX_HEARD = 4096
 
 
@@ -24,6 +26,7 @@ class _Heard:
 
     at: float
     gap_s: float = 0.0
+    incarnation: Incarnation | None = None
 
 
 class WorkerRegistry:
@@ -46,7 +49,7 @@ class WorkerRegistry:
             self._heard[worker] = _Heard(now)
             return
         pause = now - known.at
-        known.gap_s = max(min(pause, SILENT_AFTER_S), known.gap_s * max(0.0, 1.0 - pause / GAP_MEMORY_S))
+        known.gap_s = max(min(pause, MOST_GAP_S), known.gap_s * max(0.0, 1.0 - pause / GAP_MEMORY_S))
         known.at = now
 
     def silence(self, worker: WorkerId, now: float) -> float:
@@ -61,7 +64,11 @@ class WorkerRegistry:
 
     def observe(self, snapshot: WorkerSnapshot, now: float, *, gone: bool = False) -> None:
         """Take a snapshot; older ones of the same incarnation are ignored."""
+        heard = self._heard.get(snapshot.worker)
+        if heard is not None and heard.incarnation not in (None, snapshot.incarnation):
+            del self._heard[snapshot.worker]  # between two lives lies no pause
         self.heard(snapshot.worker, now)
+        self._heard[snapshot.worker].incarnation = snapshot.incarnation
         known = self._snapshots.get(snapshot.worker)
         if known is not None and known.incarnation == snapshot.incarnation:
             if snapshot.sequence_number < known.sequence_number:

@@ -117,11 +117,13 @@ def test_who_was_heard_irregularly_gets_a_longer_bound_that_fades() -> None:
     for now in (0.0, 0.5, 1.0):
         registry.observe(snapshot(int(10 * now)), now)
     assert registry.bounds(W, Slo()).lost_after_s == 1.0
-    registry.observe(snapshot(20), 2.5)
-    assert registry.bounds(W, Slo()).lost_after_s == 3.0
+    registry.observe(snapshot(20), 2.25)
+    assert registry.bounds(W, Slo()).lost_after_s == 2.5
     for step in range(1, 100):
-        registry.observe(snapshot(20 + step), 2.5 + 0.5 * step)
+        registry.observe(snapshot(20 + step), 2.25 + 0.5 * step)
     assert registry.bounds(W, Slo()).lost_after_s < 1.5
+    registry.observe(snapshot(1, incarnation="2"), 100.0)
+    assert registry.bounds(W, Slo()).lost_after_s == 1.0
 
 
 def test_what_was_dispatched_is_counted_until_a_snapshot_shows_it() -> None:
