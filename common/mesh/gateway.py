@@ -389,7 +389,8 @@ class GatewayCore:
         request.avoid.clear()
         overdue = delivered[-1].ending is not None and delivered[-1].ending.error_code == DEADLINE_CODE
         if overdue:
-            delivered[-1] = replace(delivered[-1], ending=None)
+            last = delivered.pop()
+            delivered += [replace(last, ending=None)] if last.tokens else []
         for fresh in delivered:
             self._effects.append(Deliver(request_id=request.request_id, choice=choice, new=fresh))
         if overdue:

@@ -6,100 +6,23 @@ They are bounded by `max_tokens` a choice, and a slow reader delays nobody.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
+from common.mesh.request_progress import CancelInMesh, RequestProgress
 from common.ports.generation import GenerationRequest, TokenEvent
-from common.values.errors import RequestFailed, SegueError
-from common.values.ids import ModelKey, RequestId, WorkerId
-from common.values.tokens import Ending, NewTokens, PositionLogprobs
-
-CancelInMesh = Callable[[RequestId, int | None], None]
+from common.values.errors import SegueError
+from common.values.ids import ModelKey, RequestId
+from common.values.tokens import NewTokens
 
 
-@dataclass(slots=True)
-class ChoiceTokens:
-    """`logprobs` is as long as `tokens` where they were asked for, else empty."""
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[PositionLogprobs] = field(default_factory=list)
-    prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
-    ending: Ending | None = None
-
-    def extend(self, new: NewTokens) -> None:
-        self.tokens.extend(new.tokens)
-        self.logprobs.extend(new.logprobs)
-        self.prompt_logprobs = new.prompt_logprobs or self.prompt_logprobs
-        self.ending = new.ending or self.ending
-
-    def whole(self) -> NewTokens:
-        return NewTokens(
-            first=0,
-            tokens=tuple(self.tokens),
-            logprobs=tuple(self.logprobs),
-            prompt_logprobs=self.prompt_logprobs,
-            ending=self.ending,
-        )
-
-    def events(self, choice: int, first: int) -> list[TokenEvent]:
-        """From token `first` on; an ending without a token of its own is an event of its own."""
-        last = len(self.tokens) - 1
-        events = [
-            TokenEvent(
-                choice=choice,
-                index=index,
-                token=self.tokens[index],
-                logprobs=self.logprobs[index] if index < len(self.logprobs) else None,
-                prompt_logprobs=self.prompt_logprobs if index == 0 else None,
-                ending=self.ending if index == last else None,
-            )
-            for index in range(first, last + 1)
-        ]
-        if not events and self.ending is not None:
-            return [TokenEvent(choice=choice, index=first, ending=self.ending)]
-        return events
-
-
-class OwnedRequest:
-    """`cancel_in_mesh` ends a choice, or all. `epoch`, `attempt` and the workers are those of its record. `unread_since` is
-    when the last reader of a request that lingers left."""
+class OwnedRequest(RequestProgress):
+    """With what waits for it here: who started it, until it is accepted, and who reads it."""
 
     def __init__(
-        self,
-        request: GenerationRequest,
-        model: ModelKey,
-        *,
-        cancel_in_mesh: CancelInMesh,
-        clock: Callable[[], float],
-        epoch: int = 1,
-        attempt: int = 0,
+        self, request: GenerationRequest, model: ModelKey, *, cancel_in_mesh: CancelInMesh, clock: Callable[[], float]
     ) -> None:
-        self.request = request
-        self.model = model
-        self.epoch = epoch
-        self.attempt = attempt
-        self.worker: WorkerId | None = None
-        self.decode_worker: str | None = None
-        self.lingers = request.lingers
-        self.choices = [ChoiceTokens() for _ in range(request.choices)]
+        super().__init__(request, model, cancel_in_mesh=cancel_in_mesh, clock=clock)
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.started = clock()
-        self.first_token: float | None = None
-        self.unread_since: float | None = None
-        self.is_recorded = False
-        self.is_cancelled = False
-        self.is_over = False
-        self.error: SegueError | None = None
-        self._cancel_in_mesh = cancel_in_mesh
-        self._clock = clock
         self._readers: list[LiveGeneration] = []
-
-    @property
-    def request_id(self) -> RequestId:
-        return self.request.request_id
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(choice.tokens) for choice in self.choices)
 
     def was_accepted(self) -> None:
         if not self.accepted.done():
@@ -117,37 +40,17 @@ class OwnedRequest:
         if reader not in self._readers:
             return
         self._readers.remove(reader)
-        if self._readers or self.is_over:
-            return
-        if self.lingers and self.accepted.done():
-            self.unread_since = self._clock()
-        else:
-            self.cancel(None)
-
-    def placed(self, attempt: int, worker: WorkerId, decode_worker: str | None) -> None:
-        self.attempt, self.worker, self.decode_worker = attempt, worker, decode_worker
-
-    def cancel(self, choice: int | None) -> None:
-        if self.is_over:
-            return
-        self.is_cancelled = self.is_cancelled or choice is None
-        self._cancel_in_mesh(self.request_id, choice)
+        if not self._readers:
+            self.unread(accepted=self.accepted.done())
 
     def deliver(self, choice: int, new: NewTokens) -> None:
-        if self.first_token is None and new.tokens:
-            self.first_token = self._clock()
-        self.choices[choice].extend(new)
+        super().deliver(choice, new)
         for reader in self._readers:
             reader.arrived(choice)
 
-    def finish(self, error: SegueError | None) -> None:
-        """The one end; a second one changes nothing. Who still reads a cancelled request is told so."""
-        if self.is_over:
-            return
-        self.is_over = True
-        self.error = error
-        if error is None and self.is_cancelled:
-            self.error = RequestFailed("the request was cancelled", code="cancelled", status=409)
+    def finish(self, error: SegueError | None) -> bool:
+        if not super().finish(error):
+            return False
         if not self.accepted.done():
             if error is not None:
                 self.accepted.set_exception(error)
@@ -156,6 +59,7 @@ class OwnedRequest:
                 self.accepted.set_result(None)
         for reader in self._readers:
             reader.ended()
+        return True
 
 
 class LiveGeneration:

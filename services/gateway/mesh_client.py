@@ -10,6 +10,7 @@ import time
 from collections.abc import Coroutine, Sequence
 
 from common.mesh.adoption import adopted_request, logged_tokens
+from common.mesh.attachment import EndedElsewhere, Ours, TakenOver
 from common.mesh.gateway import GatewayCore
 from common.mesh.gateway_effects import (
     Accepted,
@@ -22,6 +23,8 @@ from common.mesh.gateway_effects import (
     SendDispatch,
     SendReplay,
 )
+from common.mesh.request_keeper import RequestKeeper
+from common.mesh.request_store import RequestStore
 from common.ports.broker import Broker, Message
 from common.ports.generation import Attached, GenerationRequest
 from common.ports.state_store import StateStore
@@ -31,7 +34,7 @@ from common.protocol.messages import (
     decode_token_frame,
     encode,
 )
-from common.protocol.request_record import IdempotencyMark, RequestRecord
+from common.protocol.request_record import IdempotencyMark
 from common.protocol.subjects import Names
 from common.runtime.failpoints import Failpoints
 from common.runtime.message_refusals import MessageRefusals
@@ -44,7 +47,6 @@ from common.values.errors import (
     Moved,
     PeerError,
     StoreUnavailable,
-    StreamNotFound,
     Unavailable,
 )
 from common.values.ids import GatewayId, Incarnation, RequestId
@@ -53,13 +55,10 @@ from services.gateway.admission import Admission
 from services.gateway.live_generation import LiveGeneration, OwnedRequest
 from services.gateway.model_directory import ModelDirectory
 from services.gateway.recorded_request import ended_request, taken_over
-from services.gateway.request_keeper import RequestKeeper
-from services.gateway.request_store import RequestStore
 from services.gateway.worker_mail import WorkerMail
 
 BEAT_S = 1.0
-MAX_TAKE_OVERS = 4
-"""Tries, where other gateways take the same request over at the same time."""
+KEEPING_S = 1.0
 MAX_PROMPT_SCORES = 20_000
 """Prompt log-probabilities travel in one frame: (positions x alternatives) is bounded."""
 logger = logging.getLogger(__name__)
@@ -87,8 +86,8 @@ class LiveMesh:
         self._core = GatewayCore(gateway=gateway, incarnation=incarnation)
         self._admission = Admission()
         self.refusals = MessageRefusals()
-        self._records = RequestStore(store, names, gateway=gateway, incarnation=incarnation)
-        self._kept = RequestKeeper(self._records, clock=self._now, on_lost=self._lose)
+        self._records = RequestStore(store, names, gateway=gateway, incarnation=incarnation, wall_clock=time.time)
+        self._kept: RequestKeeper[OwnedRequest] = RequestKeeper(self._records, clock=self._now, on_lost=self._lose)
         self._mail = WorkerMail(
             broker,
             names,
@@ -118,7 +117,7 @@ class LiveMesh:
             ]
             tasks.create_task(self._run_ticks(), name="ticks")
             tasks.create_task(self._run_beats(), name="beats")
-            tasks.create_task(self._kept.run(), name="keep records")
+            tasks.create_task(self._run_keeping(), name="keep records")
             started.set()
             try:
                 await asyncio.get_running_loop().create_future()
@@ -213,35 +212,15 @@ class LiveMesh:
     # ------------------------------------------------------------------ attaching
 
     async def _attach(self, request_id: RequestId, tenant: str) -> Attached:
-        for _ in range(MAX_TAKE_OVERS):
-            closing = self._kept.closing(request_id)
-            if closing is not None and closing.request.tenant == tenant:
-                return Attached(request=closing.request, generation=closing.read())
-            record = await self._record_of(request_id)
-            owned = self._kept.get(request_id)
-            if owned is not None and owned.request.tenant == tenant:
-                if record is None or (record.owner, record.epoch) == (self._gateway, owned.epoch):
-                    return await self._join(owned)
-                self._lose(request_id)  # somebody has taken it over, and we had not heard yet
-            if record is None or record.facts.tenant != tenant:
-                raise StreamNotFound("there is no such stream, or it ended too long ago")
-            if record.state != "running":
-                return await self._ended(request_id, record)
-            if self._tasks is None or not self._broker.connected:
-                raise BrokerUnavailable("the message broker is not connected", retry_after_s=2.0)
-            epoch = await self._records.take_over(request_id, record)
-            if epoch is not None:
-                return await self._adopt(request_id, record, epoch)
-        raise Unavailable("other gateways are taking this stream over", retry_after_s=1.0)
-
-    async def _record_of(self, request_id: RequestId) -> RequestRecord | None:
-        """None also for a request of ours while the store is away: nobody takes over then."""
-        try:
-            return await self._records.find(request_id)
-        except StoreUnavailable:
-            if self._kept.get(request_id) is not None:
-                return None
-            raise
+        found = await self._kept.attach(request_id, tenant, may_take=lambda: self._tasks is not None and self._broker.connected)
+        match found:
+            case Ours(owned=owned):
+                return await self._join(owned)
+            case EndedElsewhere():
+                owned = ended_request(request_id, found.record, found.log, clock=self._now)
+                return Attached(request=owned.request, generation=owned.read())
+            case TakenOver():
+                return self._adopt(request_id, found)
 
     async def _join(self, owned: OwnedRequest) -> Attached:
         """A request of ours. From now on somebody knows how to come back to it."""
@@ -254,21 +233,16 @@ class LiveMesh:
             raise
         return Attached(request=owned.request, generation=generation)
 
-    async def _ended(self, request_id: RequestId, record: RequestRecord) -> Attached:
-        owned = ended_request(request_id, record, await self._records.log(request_id), clock=self._now)
-        return Attached(request=owned.request, generation=owned.read())
-
-    async def _adopt(self, request_id: RequestId, record: RequestRecord, epoch: int) -> Attached:
-        log = await self._records.log(request_id)
-        now = self._now()
+    def _adopt(self, request_id: RequestId, taken: TakenOver) -> Attached:
+        record, epoch, now = taken.record, taken.epoch, self._now()
         deadline_s = record.facts.deadline_s
         deadline = None if deadline_s is None else now + deadline_s  # anew: clocks are not compared between hosts
-        request = adopted_request(request_id, record, log, epoch=epoch, deadline=deadline)
+        request = adopted_request(request_id, record, taken.log, epoch=epoch, deadline=deadline)
         owned = taken_over(request_id, record, epoch=epoch, attempt=request.attempt, cancel_in_mesh=self._cancel, clock=self._now)
         generation = owned.read()
         self._kept.add(owned)
         logger.info("request_adopted", extra={"fields": {"request": request_id, "epoch": epoch, "from": record.owner}})
-        self._core.adopt(request, logged_tokens(record.facts, log), now)
+        self._core.adopt(request, logged_tokens(record.facts, taken.log), now)
         self._after_event()
         self._active.set()
         return Attached(request=owned.request, generation=generation)
@@ -330,6 +304,11 @@ class LiveMesh:
             self._core.counters["left_unread"] += self._kept.end_unread()
             await asyncio.sleep(BEAT_S)
 
+    async def _run_keeping(self) -> None:
+        while True:
+            await asyncio.sleep(KEEPING_S)
+            await self._kept.keep()
+
     def _lose(self, request_id: RequestId) -> None:
         self._core.drop(request_id, self._now())
         self._after_event()
@@ -383,23 +362,19 @@ class LiveMesh:
             coroutine.close()
 
     async def _record_attempt(self, request_id: RequestId) -> bool:
-        """The record shows an attempt before its worker is told. Without the store nothing new is admitted; a request that
-        runs already may be placed again all the same. False where there is nothing to dispatch any more."""
+        """False where there is nothing to dispatch any more."""
         owned = self._kept.get(request_id)
         if owned is None:
             return False
-        if not owned.is_recorded:
-            try:
-                await self._records.admit(owned)
-            except StoreUnavailable:
-                self._admission.observe_store(works=False, now=self._now())
-                raise
+        is_new = not owned.is_recorded
+        try:
+            is_wanted = await self._kept.record_placement(owned)
+        except StoreUnavailable:
+            self._admission.observe_store(works=False, now=self._now())
+            raise
+        if is_new:
             self._admission.observe_store(works=True, now=self._now())
-            if self._kept.get(request_id) is None:  # it ended meanwhile, when there was no record to write that into
-                await self._kept.record_end(owned, None)
-        else:
-            await self._kept.record_attempt(owned)
-        return self._kept.get(request_id) is not None
+        return is_wanted
 
     def _end(self, effect: Ended) -> None:
         owned = self._kept.remove(effect.request_id)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 
 from common.mesh.adoption import logged_tokens
-from common.ports.generation import GenerationRequest
+from common.mesh.request_progress import CancelInMesh, recorded_generation
 from common.protocol.request_record import RequestRecord
 from common.protocol.stored_log import StoredChoice
 from common.values.errors import RequestFailed
 from common.values.ids import RequestId
-from services.gateway.live_generation import CancelInMesh, OwnedRequest
+from services.gateway.live_generation import OwnedRequest
 
 
 def taken_over(
@@ -21,9 +21,7 @@ def taken_over(
     clock: Callable[[], float],
 ) -> OwnedRequest:
     owned = _owned(request_id, record, cancel_in_mesh, clock)
-    owned.epoch, owned.attempt = epoch, attempt
-    owned.worker, owned.decode_worker = record.worker, record.decode_worker
-    owned.is_recorded = True
+    owned.taken_over(record, epoch=epoch, attempt=attempt)
     return owned
 
 
@@ -40,23 +38,8 @@ def ended_request(
 
 
 def _owned(request_id: RequestId, record: RequestRecord, cancel_in_mesh: CancelInMesh, clock: Callable[[], float]) -> OwnedRequest:
-    """Somebody knows how to come back to it, so it lingers."""
-    facts = record.facts
-    request = GenerationRequest(
-        request_id=request_id,
-        model=facts.model.name,
-        prompt=record.prompt,
-        sampling=facts.sampling,
-        choices=facts.choices,
-        body=facts.body,
-        salt=facts.salt,
-        deadline_s=facts.deadline_s,
-        tenant=facts.tenant,
-        lingers=True,
-        keep_prompt=facts.keep_prompt,
-        idempotency=facts.idempotency,
-    )
-    owned = OwnedRequest(request, facts.model, cancel_in_mesh=cancel_in_mesh, clock=clock)
+    request = recorded_generation(request_id, record)
+    owned = OwnedRequest(request, record.facts.model, cancel_in_mesh=cancel_in_mesh, clock=clock)
     owned.was_accepted()
     return owned
 

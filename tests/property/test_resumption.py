@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from common.mesh.adoption import adopted_request, logged_tokens
 from common.mesh.gateway import GatewayCore
 from common.mesh.gateway_effects import Deliver, Ended, SendReplay
+from common.mesh.request_progress import ChoiceTokens
 from common.ports.generation import TokenEvent
 from common.protocol.messages import ReplayEntry
 from common.protocol.request_record import RequestFacts, RequestRecord
@@ -16,7 +17,6 @@ from common.protocol.stored_log import LogEntry, assemble
 from common.values.ids import GatewayId, Incarnation, RequestId, WorkerId
 from common.values.sampling import SamplingParameters
 from common.values.tokens import Ending, NewTokens, PositionLogprobs
-from services.gateway.live_generation import ChoiceTokens
 from services.gateway.openai.chunks import ChunkEncoder
 from services.gateway.openai.event_id import parse_event_id
 from services.gateway.openai.plan import RequestPlan

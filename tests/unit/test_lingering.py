@@ -3,16 +3,16 @@
 import pytest
 
 from common.adapters.memory_store import MemoryStore
+from common.mesh import request_keeper
+from common.mesh.request_keeper import LINGER_S, RequestKeeper
+from common.mesh.request_store import RequestStore
 from common.ports.generation import GenerationRequest
 from common.protocol.subjects import Names
 from common.values.errors import RequestFailed
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId
 from common.values.sampling import SamplingParameters
 from common.values.tokens import NewTokens
-from services.gateway import request_keeper
 from services.gateway.live_generation import OwnedRequest
-from services.gateway.request_keeper import LINGER_S, RequestKeeper
-from services.gateway.request_store import RequestStore
 
 
 class Gateway:
@@ -21,7 +21,9 @@ class Gateway:
     def __init__(self) -> None:
         self.now = 0.0
         self.cancelled: list[tuple[str, int | None]] = []
-        store = RequestStore(MemoryStore(self.clock), Names("t"), gateway=GatewayId("g"), incarnation=Incarnation("i"))
+        store = RequestStore(
+            MemoryStore(self.clock), Names("t"), gateway=GatewayId("g"), incarnation=Incarnation("i"), wall_clock=lambda: 0.0
+        )
         self.kept = RequestKeeper(store, clock=self.clock, on_lost=lambda request_id: None)
 
     def clock(self) -> float:

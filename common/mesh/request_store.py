@@ -1,14 +1,15 @@
 """The store as one gateway uses it: its request records, their token logs, and the requests of idempotency keys.
 
 Every write to a record of ours is a compare-and-set on owner and epoch. Where it fails because the record is gone (the store
-was emptied) it is written again; where another gateway stands in it, the request is lost to us.
+was emptied) it is written again; where another gateway stands in it, the request is lost to us. Nothing is awaited but the
+store.
 """
 
 import logging
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
+from common.mesh.request_progress import RequestProgress
 from common.ports.state_store import StateStore
 from common.protocol.request_record import (
     ENDED_TTL_S,
@@ -29,7 +30,6 @@ from common.protocol.stored_log import LogEntry, StoredChoice, assemble, decode_
 from common.protocol.subjects import Names
 from common.values.errors import PeerError, RequestError, RequestFailed, SegueError, StoreUnavailable, Unavailable
 from common.values.ids import GatewayId, Incarnation, RequestId
-from services.gateway.live_generation import OwnedRequest
 
 MARK_TTL_S = 60.0
 Standing = Literal["ours", "lost"]
@@ -37,15 +37,20 @@ logger = logging.getLogger(__name__)
 
 
 class RequestStore:
-    def __init__(self, store: StateStore, names: Names, *, gateway: GatewayId, incarnation: Incarnation) -> None:
+    """`wall_clock` gives the time of day for people; nothing is decided by it."""
+
+    def __init__(
+        self, store: StateStore, names: Names, *, gateway: GatewayId, incarnation: Incarnation, wall_clock: Callable[[], float]
+    ) -> None:
         self._store = store
         self._names = names
         self._gateway = gateway
         self._incarnation = incarnation
+        self._wall_clock = wall_clock
 
     # ------------------------------------------------------------------ records of ours
 
-    async def admit(self, owned: OwnedRequest) -> None:
+    async def admit(self, owned: RequestProgress) -> None:
         """Before the first dispatch is sent. Raises StoreUnavailable: without a record nothing is admitted."""
         mark = owned.request.idempotency
         if not await self._store.create(self._key(owned), self._record(owned), ttl_s=RUNNING_TTL_S):
@@ -54,14 +59,14 @@ class RequestStore:
         if mark is not None:
             await self._store.refresh(self._names.idempotency_key(mark.key), ttl_s=RUNNING_TTL_S)
 
-    async def record_attempt(self, owned: OwnedRequest) -> Standing:
+    async def record_attempt(self, owned: RequestProgress) -> Standing:
         """A later attempt, before its worker is told. Raises StoreUnavailable."""
         change = attempt_change(owned.attempt, owned.worker, owned.decode_worker)
         if await self._change(owned, change, ttl_s=RUNNING_TTL_S):
             return "ours"
         return await self.restore(owned)
 
-    async def restore(self, owned: OwnedRequest) -> Standing:
+    async def restore(self, owned: RequestProgress) -> Standing:
         """Write the record again where it is gone. Raises StoreUnavailable."""
         mark = owned.request.idempotency
         if await self._store.create(self._key(owned), self._record(owned), ttl_s=RUNNING_TTL_S):
@@ -73,7 +78,7 @@ class RequestStore:
         mine = ownership(self._gateway, owned.epoch)
         return "ours" if await self._change(owned, mine, ttl_s=RUNNING_TTL_S) else "lost"
 
-    async def renew(self, owned: OwnedRequest) -> bool:
+    async def renew(self, owned: RequestProgress) -> bool:
         """False where the record is gone. Raises StoreUnavailable."""
         mark = owned.request.idempotency
         if mark is not None:
@@ -81,7 +86,7 @@ class RequestStore:
         await self._store.refresh(self._names.log_key(owned.request_id), ttl_s=RUNNING_TTL_S)
         return await self._store.refresh(self._key(owned), ttl_s=RUNNING_TTL_S)
 
-    async def record_end(self, owned: OwnedRequest, error: SegueError | None, now: float) -> None:
+    async def record_end(self, owned: RequestProgress, error: SegueError | None, now: float) -> None:
         """The whole log first: whoever reads that a request has ended finds all its tokens. Raises StoreUnavailable."""
         if not owned.is_recorded:
             return
@@ -101,9 +106,12 @@ class RequestStore:
         if owned.request.idempotency is not None:
             await self._store.refresh(self._names.idempotency_key(owned.request.idempotency.key), ttl_s=ENDED_TTL_S)
 
-    async def record_choice(self, owned: OwnedRequest, choice: int) -> None:
+    async def record_choice(self, owned: RequestProgress, choice: int) -> None:
         """A choice that we ended, while others go on: its worker writes no more of it. Raises StoreUnavailable."""
         await self._append(owned, [choice], ttl_s=RUNNING_TTL_S)
+
+    def is_ours(self, record: RequestRecord, owned: RequestProgress) -> bool:
+        return (record.owner, record.epoch) == (self._gateway, owned.epoch)
 
     async def was_emptied(self) -> bool:
         """Whether the store has lost what we wrote since we last asked. Raises StoreUnavailable."""
@@ -172,19 +180,20 @@ class RequestStore:
 
     # ------------------------------------------------------------------ private
 
-    def _key(self, owned: OwnedRequest) -> str:
+    def _key(self, owned: RequestProgress) -> str:
         return self._names.request_key(owned.request_id)
 
-    async def _change(self, owned: OwnedRequest, change: dict[str, bytes], *, ttl_s: float) -> bool:
+    async def _change(self, owned: RequestProgress, change: dict[str, bytes], *, ttl_s: float) -> bool:
         expected = ownership(self._gateway, owned.epoch)
         return await self._store.update_if(self._key(owned), expected=expected, changes=change, ttl_s=ttl_s)
 
-    def _record(self, owned: OwnedRequest) -> dict[str, bytes]:
+    def _record(self, owned: RequestProgress) -> dict[str, bytes]:
         facts = _facts(owned)
-        record = first_record(gateway=self._gateway, epoch=owned.epoch, prompt=owned.request.prompt, facts=facts, created=time.time())
+        created = self._wall_clock()
+        record = first_record(gateway=self._gateway, epoch=owned.epoch, prompt=owned.request.prompt, facts=facts, created=created)
         return {**record, **attempt_change(owned.attempt, owned.worker, owned.decode_worker)}
 
-    async def _append(self, owned: OwnedRequest, choices: Iterable[int], *, ttl_s: float) -> None:
+    async def _append(self, owned: RequestProgress, choices: Iterable[int], *, ttl_s: float) -> None:
         entries = [
             encode_entry(LogEntry(choice=choice, attempt=owned.attempt, writer=self._incarnation, new=owned.choices[choice].whole()))
             for choice in choices
@@ -204,7 +213,7 @@ def recorded_error(error: SegueError | None) -> RecordedError | None:
             return RecordedError(message="an internal error", code="internal_error", status=500)
 
 
-def _facts(owned: OwnedRequest) -> RequestFacts:
+def _facts(owned: RequestProgress) -> RequestFacts:
     request = owned.request
     return RequestFacts(
         model=owned.model,
