@@ -80,23 +80,23 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def running_nats(*options: str) -> AsyncIterator[RunningServer]:
+async def running_nats(*options: str, host: str = "127.0.0.1") -> AsyncIterator[RunningServer]:
     """A nats-server; `options` are further command line flags."""
     port = free_port()
-    command = [_nats_server(), "--addr", "127.0.0.1", "--port", str(port), *options]
-    async with _running(RunningServer(f"nats://127.0.0.1:{port}", port, command, "Server is ready")) as server:
+    command = [_nats_server(), "--addr", host, "--port", str(port), *options]
+    async with _running(RunningServer(f"nats://{host}:{port}", port, command, "Server is ready")) as server:
         yield server
 
 
 @asynccontextmanager
-async def running_valkey(*options: str) -> AsyncIterator[RunningServer]:
+async def running_valkey(*options: str, host: str = "127.0.0.1") -> AsyncIterator[RunningServer]:
     """A valkey-server that keeps nothing on disk; `options` are further command line flags."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="segue-valkey-") as folder:
-        command = [_valkey_server(), "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", folder]
-        async with _running(
-            RunningServer(f"redis://127.0.0.1:{port}", port, [*command, *options], "Ready to accept connections")
-        ) as server:
+        command = [_valkey_server(), "--bind", host, "--port", str(port), "--save", "", "--appendonly", "no", "--dir", folder]
+        command += ["--protected-mode", "no"] if host != "127.0.0.1" else []
+        server = RunningServer(f"redis://{host}:{port}", port, [*command, *options], "Ready to accept connections")
+        async with _running(server):
             yield server
 
 

@@ -244,6 +244,8 @@ class WorkerService:
             self._meter.observe(plan, result)
             self._core.on_step(result, self._now())
             self._after_event()
+            if self._failpoints.is_armed("preempted"):
+                self._failpoints.preempted(self._core.load().preemptions)
 
     async def _run_seals(self) -> None:
         """In order, one at a time: checksums are memory-bound, and READY messages must not overtake each other."""
@@ -364,6 +366,8 @@ class WorkerService:
                 self._failpoints.hit("tokens.sent")
                 if any(entry.new.first == 0 for entry in effect.entries):
                     self._failpoints.hit("first_token.sent")
+                if any(entry.new.ending is not None for entry in effect.entries):
+                    self._failpoints.hit("end.sent")
             case SendNotices():
                 self._send_notices(effect.gateway, effect.notices)
             case AnnounceSuspect():

@@ -53,10 +53,10 @@ class Record:
         return self.times[0] - self.started if self.times else float("inf")
 
 
-def requests(nonce: str, *, tokens: int = 48) -> list[Record]:
+def requests(nonce: str, *, tokens: int = 48, long_prompts: bool = True) -> list[Record]:
     """The mix: greedy, seeded, log-probabilities, a stop string, two choices, a long prompt, chat."""
     base = {"model": MODEL, "max_tokens": tokens, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
-    words = " ".join(f"word{i} of {nonce}" for i in range(60))
+    words = " ".join(f"word{i} of {nonce}" for i in range(60 if long_prompts else 8))
 
     def completion(kind: str, **changes: Any) -> Record:
         return Record(kind, "/v1/completions", {**base, "prompt": f"{kind} {nonce}:", **changes})

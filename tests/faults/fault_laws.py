@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from tests.faults.fault_client import Record
-from tests.faults.fault_mesh import WORKERS, FaultMesh
+from tests.faults.fault_mesh import GATEWAYS, WORKERS, FaultMesh
 
 QUIET_WITHIN_S = 10.0
 _BUSY = ("segue_sequences_waiting", "segue_sequences_running", "segue_sequences_held", "segue_leases")
@@ -16,9 +16,11 @@ _BUSY = ("segue_sequences_waiting", "segue_sequences_running", "segue_sequences_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`left` says what was not free, cached or zero within 10 s; `endless` are keys of the store that never expire."""
+    """`left` says what was not free, cached or zero within 10 s; `endless` are keys of the store that never expire; `unmet` is
+    what the fault itself expected and did not find."""
 
     fault: str
+    group: str
     streams: int
     lost: int
     wrong: int
@@ -29,11 +31,12 @@ class Outcome:
     left: tuple[str, ...]
     endless: int
     keys: int
+    unmet: int
     notes: tuple[str, ...] = ()
 
     @property
     def is_good(self) -> bool:
-        return not (self.lost or self.wrong or self.left or self.endless)
+        return not (self.lost or self.wrong or self.left or self.endless or self.unmet)
 
 
 def lost(records: Sequence[Record]) -> list[str]:
@@ -61,11 +64,16 @@ def _difference(events: Sequence[str], true: Sequence[str]) -> str:
 async def left_behind(mesh: FaultMesh) -> list[str]:
     """Wait until every worker is quiet; what is still there after the bound."""
     deadline = time.monotonic() + QUIET_WITHIN_S
-    while left := [problem for name in WORKERS for problem in await _not_quiet(mesh, name)]:
+    while left := await _all_left(mesh):
         if time.monotonic() > deadline:
             break
         await asyncio.sleep(0.2)
     return left
+
+
+async def _all_left(mesh: FaultMesh) -> list[str]:
+    at_workers = [problem for name in WORKERS for problem in await _not_quiet(mesh, name)]
+    return at_workers + [problem for name in GATEWAYS for problem in await _still_owned(mesh, name)]
 
 
 async def _not_quiet(mesh: FaultMesh, name: str) -> list[str]:
@@ -75,6 +83,11 @@ async def _not_quiet(mesh: FaultMesh, name: str) -> list[str]:
     if whole != metrics["segue_kv_blocks"]:
         problems.append(f"{name}: {metrics['segue_kv_blocks'] - whole:g} blocks neither free nor cached")
     return problems
+
+
+async def _still_owned(mesh: FaultMesh, name: str) -> list[str]:
+    owned = await mesh.metric(name, "segue_mesh_requests")
+    return [f"{name}: {owned:g} requests"] if owned else []
 
 
 async def endless_keys(mesh: FaultMesh) -> tuple[int, int]:

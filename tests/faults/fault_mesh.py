@@ -1,114 +1,127 @@
 """A whole mesh of real processes that are meant to die: two prefill and two decode workers, two gateways, NATS and Valkey.
 
-What dies is started again at once under the same id, without its failpoint, as a supervisor would. What was stopped stays so
-until the test lets it go on: it must then find itself fenced.
+What dies is started again at once under the same id, as a supervisor would, without its failpoint unless that one stays. What
+was stopped stays so for a while: when it wakes up it must find itself fenced.
 """
 
 import asyncio
-import os
 import re
 import secrets
 import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
+from tests.faults.member import Member
+from tests.faults.two_hosts import Wire, two_hosts
+from tests.faults.world import World
 from tests.servers import RunningServer, free_port, running_nats, running_valkey
 
-ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 110
+PASSES_TIMEOUT_S = 20
+FREEZE_S = 8.0
+"""How long a frozen process stays so before it wakes up: well past every bound for noticing it."""
 WORKERS = {"p0": "prefill", "p1": "prefill", "d0": "decode", "d1": "decode"}
 GATEWAYS = ("g0", "g1")
 _SAMPLE = re.compile(r"^(\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 @dataclass
-class Member:
-    """One service process. `port` is where it answers HTTP: a worker's status port, or a gateway's own."""
-
-    name: str
-    command: list[str]
-    port: int
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    starts: int = 0
-
-    def start(self, failpoints: str = "") -> None:
-        environment = {**os.environ, "SEGUE_FAILPOINTS": failpoints}
-        if not failpoints:
-            del environment["SEGUE_FAILPOINTS"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
-        self.starts += 1
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    @property
-    def is_stopped(self) -> bool:
-        assert self.process is not None
-        try:
-            return Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
-        except OSError:
-            return False
-
-    @property
-    def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def tail(self) -> str:
-        return self.log.read_text(errors="replace")[-3000:]
-
-
-@dataclass
 class FaultMesh:
+    """`wire` lies between the two hosts where there are two. `worker_flags` start another worker of this mesh."""
+
     nats: RunningServer
     valkey: RunningServer
     members: dict[str, Member]
+    folder: Path
+    worker_flags: list[str]
+    wire: Wire | None
     deaths: int = 0
+    freezes: int = 0
+    others_ended: asyncio.Event = field(default_factory=asyncio.Event)
     _resting: set[str] = field(default_factory=set)
+    _asleep_since: dict[str, float] = field(default_factory=dict)
 
     @property
     def gateway_urls(self) -> list[str]:
-        return [f"http://127.0.0.1:{self.members[name].port}" for name in GATEWAYS]
+        return [self.members[name].url for name in GATEWAYS]
+
+    def taken_down(self) -> int:
+        """Members that died or stopped, other than by `restart`."""
+        self._notice()
+        return self.deaths + self.freezes
 
     async def keep_alive(self) -> None:
-        """What a supervisor does: replace the dead."""
+        """What a supervisor does: replace the dead. And what was frozen wakes up after its time."""
         while True:
-            for member in self.members.values():
-                if not member.is_running and member.name not in self._resting:
-                    self.deaths += 1
-                    member.start()
-            await asyncio.sleep(0.1)
+            self._notice()
+            now = asyncio.get_running_loop().time()
+            for name, since in list(self._asleep_since.items()):
+                if now - since > FREEZE_S:
+                    del self._asleep_since[name]
+                    if self.members[name].is_running:
+                        self.members[name].signal(signal.SIGCONT)
+            await asyncio.sleep(0.05)
 
-    async def restart(self, name: str, failpoints: str = "") -> None:
-        """Stop a member in order and start it again, armed or not; returns when the mesh is whole."""
-        member = self.members[name]
-        assert member.process is not None
-        self._resting.add(name)
+    def _notice(self) -> None:
+        for member in self.members.values():
+            if member.name in self._resting:
+                continue
+            if not member.is_running:
+                self.deaths += 1
+                self._asleep_since.pop(member.name, None)
+                member.start()
+            elif member.is_stopped and not member.sleeps:
+                member.sleeps = True
+                self.freezes += 1
+                self._asleep_since[member.name] = asyncio.get_running_loop().time()
+            elif not member.is_stopped:
+                member.sleeps = False
+
+    async def arm(self, failpoints: Mapping[str, str], *, stay: bool = False) -> None:
+        """Restart members in order, with their failpoints; returns when the mesh is whole."""
+        for name in failpoints:
+            self.members[name].failpoints = failpoints[name]
+        await self.restart(*failpoints)
+        for name in failpoints:
+            self.members[name].failpoints = failpoints[name] if stay else ""
+
+    async def restart(self, *names: str) -> None:
+        """Stop members in order, all at once, and start them again; returns when the mesh is whole."""
+        self._resting.update(names)
         try:
-            member.signal(signal.SIGTERM)
+            for name in names:
+                self.members[name].signal(signal.SIGTERM)
             async with asyncio.timeout(30):
-                while member.is_running:
+                while any(self.members[name].is_running for name in names):
                     await asyncio.sleep(0.02)
-            member.start(failpoints)
+            for name in names:
+                self.members[name].start()
+                self.members[name].skip_log()
         finally:
-            self._resting.discard(name)
+            self._resting.difference_update(names)
         await self.whole()
+
+    async def passes(self, names: Sequence[str], point: str) -> bool:
+        """Wait until one of these members has paused at a failpoint."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PASSES_TIMEOUT_S):
+                while not any(self.members[name].has_passed(point) for name in names):
+                    await asyncio.sleep(0.005)
+                return True
+        return False
 
     async def whole(self) -> None:
         """Every member is ready, and every prefill worker paired with every decode worker."""
         decodes = sum(role == "decode" for role in WORKERS.values())
         async with httpx.AsyncClient(timeout=2) as client, asyncio.timeout(READY_TIMEOUT_S):
             for name, member in self.members.items():
-                while not await _answers(client, f"http://127.0.0.1:{member.port}/readyz"):
+                while not await _answers(client, f"{member.url}/readyz"):
                     assert member.starts > 1 or member.is_running, f"{name} did not start: {member.tail()}"
                     await asyncio.sleep(0.05)
                 while WORKERS.get(name) == "prefill" and await self.metric(name, "segue_peers") < decodes:
@@ -122,7 +135,7 @@ class FaultMesh:
         """Each series under its name with labels, and the sum of each metric under its bare name."""
         values: dict[str, float] = {}
         async with httpx.AsyncClient(timeout=5) as client:
-            text = (await client.get(f"http://127.0.0.1:{self.members[name].port}/metrics")).text
+            text = (await client.get(f"{self.members[name].url}/metrics")).text
         for found in _SAMPLE.finditer(text):
             values[found[1]] = values.get(found[1], 0.0) + float(found[3])
             if found[2]:
@@ -140,47 +153,46 @@ class FaultMesh:
 
 
 @asynccontextmanager
-async def fault_mesh(*worker_flags: str) -> AsyncIterator[FaultMesh]:
-    """`worker_flags` are further flags of each worker."""
+async def fault_mesh(world: World) -> AsyncIterator[FaultMesh]:
     folder = Path(tempfile.mkdtemp(prefix="segue-faults-"))
     key = folder / "cluster.key"
     key.write_text(secrets.token_hex(32))
-    async with running_nats() as nats, running_valkey() as valkey:
+    async with AsyncExitStack() as closing:
+        wire = await closing.enter_async_context(two_hosts()) if world.two_hosts else None
+        host = wire.near if wire is not None else "127.0.0.1"
+        nats = await closing.enter_async_context(running_nats(host=host))
+        valkey = await closing.enter_async_context(running_valkey(host=host))
         shared = ["--mesh", f"f{secrets.token_hex(3)}", "--nats-url", nats.url, "--redis-url", valkey.url]
-        members = {}
-        for name, role in WORKERS.items():
-            port = free_port()
-            command = [sys.executable, "-m", f"services.{role}", "--worker-id", name, *shared, "--cluster-key-file", str(key)]
-            command += ["--threads", "1", "--drain-s", "10", "--status-port", str(port), *worker_flags]
-            members[name] = Member(name, command, port, folder / f"{name}.log")
-        for name in GATEWAYS:
-            port = free_port()
-            command = [
-                sys.executable,
-                "-m",
-                "services.gateway",
-                "--gateway-id",
-                name,
-                *shared,
-                "--port",
-                str(port),
-                "--sse-keepalive",
-                "1",
-            ]
-            members[name] = Member(name, command, port, folder / f"{name}.log")
-        mesh = FaultMesh(nats, valkey, members)
+        flags = [*shared, "--cluster-key-file", str(key), "--threads", "1", "--drain-s", "10", *world.flags]
+        members = [_worker(name, flags, folder, wire) for name in WORKERS]
+        members += [_gateway(name, shared, folder) for name in GATEWAYS]
+        mesh = FaultMesh(nats, valkey, {member.name: member for member in members}, folder, flags, wire)
+        closing.callback(mesh.stop)
+        for member in members:
+            member.start()
+        await mesh.whole()
+        keeping = asyncio.create_task(mesh.keep_alive())
         try:
-            for member in members.values():
-                member.start()
-            await mesh.whole()
-            keeping = asyncio.create_task(mesh.keep_alive())
-            try:
-                yield mesh
-            finally:
-                keeping.cancel()
-                await asyncio.wait([keeping])
+            yield mesh
         finally:
-            mesh.stop()
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
+
+def _worker(name: str, flags: Sequence[str], folder: Path, wire: Wire | None) -> Member:
+    """Decode workers live at the far end of the wire, where there is one."""
+    host, prefix, port = "127.0.0.1", (), free_port()
+    if wire is not None:
+        far = WORKERS[name] == "decode"
+        host, prefix = (wire.far, wire.run_far) if far else (wire.near, ())
+    command = [*prefix, sys.executable, "-m", f"services.{WORKERS[name]}", "--worker-id", name, "--host", host]
+    return Member(name, [*command, *flags, "--status-port", str(port)], host, port, folder / f"{name}.log")
+
+
+def _gateway(name: str, shared: Sequence[str], folder: Path) -> Member:
+    port = free_port()
+    command = [sys.executable, "-m", "services.gateway", "--gateway-id", name, *shared, "--port", str(port), "--sse-keepalive", "1"]
+    return Member(name, command, "127.0.0.1", port, folder / f"{name}.log")
 
 
 async def _answers(client: httpx.AsyncClient, url: str) -> bool:

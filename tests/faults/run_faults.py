@@ -15,15 +15,17 @@ import asyncio
 import secrets
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import replace
+from itertools import groupby
 
-from tests.faults.fault_cases import Fault, faults, wake_frozen
+from tests.faults.fault import Fault
+from tests.faults.fault_cases import faults
 from tests.faults.fault_client import Record, requests, run
 from tests.faults.fault_laws import Outcome, endless_keys, left_behind, lost, wrong
 from tests.faults.fault_mesh import WORKERS, FaultMesh, fault_mesh
+from tests.faults.two_hosts import why_not_two_hosts
+from tests.faults.world import REAL, SYNTHETIC, World
 
-SYNTHETIC = ("--engine", "synthetic", "--kv-cache-memory", "128MiB", "--max-model-len", "1536", "--synthetic-step-s", "0.02")
-REAL = ("--kv-cache-memory", "512MiB", "--max-model-len", "2048", "--dtype", "float32")
 UNDER_WAY = 3
 """Faults that come from outside begin when this many streams have had their first event."""
 
@@ -38,86 +40,121 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen:
         print(f"no fault's name holds {options.only!r}; there are: {'; '.join(f.name for f in faults())}")
         return 2
-    outcomes = asyncio.run(run_all(chosen, REAL if options.real_model else SYNTHETIC, show=True))
+    if options.real_model:
+        chosen = [replace(fault, world=REAL) for fault in chosen if fault.world == SYNTHETIC]
+    outcomes = asyncio.run(run_all(chosen, show=True))
+    print()
+    for line in summary(outcomes):
+        print(line)
     bad = [outcome for outcome in outcomes if not outcome.is_good]
     print(
         f"\n{len(outcomes)} faults, {sum(o.streams for o in outcomes)} streams, {len(bad)} faults with something lost, wrong or left"
     )
+    if (reason := why_not_two_hosts()) is not None:
+        print(f"not run: {reason}")
     return 1 if bad else 0
 
 
-async def run_all(chosen: Sequence[Fault], flags: Sequence[str], *, show: bool = False) -> list[Outcome]:
-    """One mesh for all, whole again before each fault."""
+async def run_all(chosen: Sequence[Fault], *, show: bool = False) -> list[Outcome]:
+    """One mesh for all neighbours of one world, whole again before each fault."""
     outcomes = []
-    async with fault_mesh(*flags) as mesh:
-        if show:
-            print(_row("fault", "streams", "lost", "wrong", "resumed", "deaths", "silence s", "first s", "left", "keys"), flush=True)
-        for fault in chosen:
-            outcome = await run_one(mesh, fault)
-            outcomes.append(outcome)
-            if show:
-                _show(outcome)
+    if show:
+        columns = ("streams", "lost", "wrong", "resumed", "down", "silence s", "first s", "left", "keys", "unmet")
+        print(_row("fault", *columns), flush=True)
+    for world, neighbours in groupby(chosen, key=lambda fault: fault.world):
+        async with fault_mesh(world) as mesh:
+            for fault in neighbours:
+                outcome = await run_one(mesh, fault)
+                outcomes.append(outcome)
+                if show:
+                    _show(outcome)
     return outcomes
 
 
 async def run_one(mesh: FaultMesh, fault: Fault) -> Outcome:
-    for name, failpoint in fault.armed:
-        await mesh.restart(name, failpoint)
+    if fault.armed:
+        await mesh.arm(dict(fault.armed), stay=fault.stays_armed)
     await mesh.whole()
-    deaths = mesh.deaths
+    down = mesh.taken_down()
     nonce = secrets.token_hex(4)
-    records = requests(nonce)
-    waking = asyncio.create_task(wake_frozen(mesh))
-    try:
-        await _stream(mesh, records, fault)
-        await mesh.whole()
-    finally:
-        waking.cancel()
-        with suppress(asyncio.CancelledError):
-            await waking
-    for name, failpoint in fault.armed:
-        if "=flip" in failpoint:
-            await mesh.restart(name)
+    records, undisturbed = _mix(fault.world, nonce), _mix(fault.world, nonce)
+    unmet = list(await fault.before(mesh)) if fault.before is not None else []
+    unmet += await _stream(mesh, records, fault)
+    await mesh.whole()
+    down = mesh.taken_down() - down
+    if fault.stays_armed or any("=flip" in failpoint for _, failpoint in fault.armed):
+        await mesh.arm({name: "" for name, _ in fault.armed})
     left = await left_behind(mesh)
-    undisturbed = requests(nonce)
     await asyncio.gather(*(run(record, mesh.gateway_urls) for record in undisturbed))
     endless, keys = await endless_keys(mesh)
     losses, errors = lost(records), wrong(records, undisturbed)
     if fault.leaves is not None and not sum([await mesh.metric(name, fault.leaves) for name in WORKERS]):
-        losses.append(f"the fault did not happen: {fault.leaves} is 0")
+        unmet.append(f"the fault did not happen: {fault.leaves} is 0")
     return Outcome(
         fault=fault.name,
+        group=fault.group,
         streams=len(records),
         lost=len(losses),
         wrong=len(errors),
         resumed=sum(record.resumed for record in records),
-        deaths=mesh.deaths - deaths,
+        deaths=down,
         silence_s=max(record.longest_silence_s for record in records),
         first_event_s=max(record.first_event_s for record in records),
         left=tuple(left),
         endless=endless,
         keys=keys,
-        notes=(*losses, *errors, *(f"undisturbed {note}" for note in lost(undisturbed))),
+        unmet=len(unmet),
+        notes=(*losses, *errors, *unmet, *(f"undisturbed {note}" for note in lost(undisturbed))),
     )
 
 
-async def _stream(mesh: FaultMesh, records: Sequence[Record], fault: Fault) -> None:
-    """Half of the clients begin at each gateway."""
+def _mix(world: World, nonce: str) -> list[Record]:
+    return requests(nonce, tokens=world.tokens, long_prompts=world.long_prompts)
+
+
+async def _stream(mesh: FaultMesh, records: Sequence[Record], fault: Fault) -> Sequence[str]:
+    """Half of the clients begin at each gateway. Returns what the fault expected and did not find."""
     urls = mesh.gateway_urls
+    mesh.others_ended.clear()
     async with asyncio.TaskGroup() as tasks:
-        for number, record in enumerate(records):
-            tasks.create_task(run(record, urls if number % 2 == 0 else urls[::-1]))
-        if fault.inject is not None:
-            async with asyncio.timeout(30):
-                while sum(bool(record.events) for record in records) < UNDER_WAY:
-                    await asyncio.sleep(0.01)
-            await fault.inject(mesh)
+        injecting = tasks.create_task(_inject(mesh, records, fault))
+        async with asyncio.TaskGroup() as streams:
+            for number, record in enumerate(records):
+                streams.create_task(run(record, urls if number % 2 == 0 else urls[::-1]))
+        mesh.others_ended.set()
+    return injecting.result()
+
+
+async def _inject(mesh: FaultMesh, records: Sequence[Record], fault: Fault) -> Sequence[str]:
+    if fault.inject is None:
+        return ()
+    async with asyncio.timeout(30):
+        while sum(bool(record.events) for record in records) < UNDER_WAY:
+            await asyncio.sleep(0.01)
+    return await fault.inject(mesh)
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line a group, as a table in Markdown."""
+    lines = [
+        "| faults | cases | streams | lost | wrong | longest silence s | left behind | keys without end |",
+        "| --- |" + " --- |" * 7,
+    ]
+    for group in dict.fromkeys(outcome.group for outcome in outcomes):
+        mine = [outcome for outcome in outcomes if outcome.group == group]
+        counts = [sum(of) for of in zip(*((o.streams, o.lost + o.unmet, o.wrong, len(o.left), o.endless) for o in mine), strict=True)]
+        silence = f"{max(outcome.silence_s for outcome in mine):.2f}"
+        lines.append(f"| {group} | {len(mine)} | {' | '.join(map(str, counts[:3]))} | {silence} | {counts[3]} | {counts[4]} |")
+    return lines
 
 
 def _show(outcome: Outcome) -> None:
     left = len(outcome.left) + outcome.endless
     figures = (outcome.streams, outcome.lost, outcome.wrong, outcome.resumed, outcome.deaths)
-    print(_row(outcome.fault, *figures, f"{outcome.silence_s:.2f}", f"{outcome.first_event_s:.2f}", left, outcome.keys), flush=True)
+    print(
+        _row(outcome.fault, *figures, f"{outcome.silence_s:.2f}", f"{outcome.first_event_s:.2f}", left, outcome.keys, outcome.unmet),
+        flush=True,
+    )
     for note in (*outcome.notes, *outcome.left):
         print(f"    {note}", flush=True)
 

@@ -46,8 +46,40 @@ def test_a_step_knows_the_prompts_of_its_rows() -> None:
             points.step(StepPlan(number=2, rows=(rows[1],)))
 
 
+def test_a_position_is_met_in_whichever_step_computes_it() -> None:
+    start = SequenceStart(
+        handle=4, choice=0, prompt_length=2, tokens=(7, 17), sampling=SamplingParameters(max_tokens=9, seed=1), eos_token_ids=()
+    )
+    for first, count in ((5, 1), (0, 8)):
+        points = Failpoints("step.position=raise,token=17,at=5")
+        points.step(StepPlan(number=1, rows=(StepRow(handle=4, start=0, count=5, blocks=(0,), sample=False),), starts=(start,)))
+        with pytest.raises(RuntimeError):
+            points.step(StepPlan(number=2, rows=(StepRow(handle=4, start=first, count=count, blocks=(0,), sample=True),)))
+
+
+def test_each_preemption_is_a_pass() -> None:
+    points = Failpoints("preempted=raise@3")
+    points.preempted(2)
+    points.preempted(2)
+    with pytest.raises(RuntimeError):
+        points.preempted(4)
+
+
+def test_a_pause_is_told_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    Failpoints("last.sent=pause,ms=1").hit("last.sent")
+    assert [record.message for record in caplog.records] == ["failpoint"]
+
+
 @pytest.mark.parametrize(
-    "text", ["nowhere=kill", "pull.started=explode", "pull.started", "pull.started=kill@x", "pull.done=kill,token=a"]
+    "text",
+    [
+        "nowhere=kill",
+        "pull.started=explode",
+        "pull.started",
+        "pull.started=kill@x",
+        "pull.done=kill,token=a",
+        "last.sent=pause,minutes=1",
+    ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(text: str) -> None:
     with pytest.raises(SettingsError, match=POINTS[0]):
