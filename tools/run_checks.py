@@ -2,9 +2,12 @@
 
 usage: ./tools/test [--all] [--tests-only] [arguments of pytest]
        ./tools/test --faults [--only TEXT] [--real-model] [--repeat N]
+       ./tools/test --soak [--minutes N] [--seed N] [--clients N]
 
   --all         the heavy suites too (marker `slow`)
-  --faults      kill and freeze every process of a mesh at every phase, and print a table of what became of the streams
+  --faults      kill and freeze every process of a mesh at every phase, cut its network, poison it, let its clients leave, and print
+                a table of what became of the streams
+  --soak        ten minutes of mixed load with random deaths: nothing lost, nothing wrong, memory flat
   --tests-only  pytest alone, for quick rounds
 
 All parts run even where one fails; the exit status is 0 only where all succeeded. Nothing here needs root.
@@ -56,9 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and given[0] in ("-h", "--help"):
         print(__doc__)
         return 0
-    if "--faults" in given:
-        given.remove("--faults")
-        return subprocess.run([sys.executable, "-m", "tests.faults.run_faults", *given], cwd=ROOT, check=False).returncode
+    for flag, module in (("--faults", "tests.faults.run_faults"), ("--soak", "tests.faults.soak")):
+        if flag in given:
+            given.remove(flag)
+            return subprocess.run([sys.executable, "-m", module, *given], cwd=ROOT, check=False).returncode
     everything, tests_only = "--all" in given, "--tests-only" in given
     for_pytest = [argument for argument in given if argument not in ("--all", "--tests-only")]
     failed = [] if tests_only else [part.name for part in CHECKS if not _succeeds(part)]
@@ -108,7 +112,7 @@ def not_run(*, everything: bool, tests_only: bool, narrowed: bool) -> list[str]:
         parts.append("tests that the arguments for pytest leave out")
     if not everything:
         parts.append("heavy suites (marker `slow`), containers among them: run ./tools/test --all")
-    parts.append("all but three faults on real processes: run ./tools/test --faults")
+    parts.append("all but four faults on real processes: run ./tools/test --faults; the soak: ./tools/test --soak")
     if not any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/dxg")):
         parts.append("CUDA: there is no such device here")
     if not Path("/sys/class/infiniband").is_dir():

@@ -90,6 +90,8 @@ async def run_one(mesh: FaultMesh, fault: Fault) -> Outcome:
     losses, errors = lost(records), wrong(records, undisturbed)
     if fault.leaves is not None and not sum([await mesh.metric(name, fault.leaves) for name in WORKERS]):
         unmet.append(f"the fault did not happen: {fault.leaves} is 0")
+    if not down and any("=kill" in failpoint or "=stop" in failpoint for _, failpoint in fault.armed):
+        unmet.append("the fault did not happen: nobody died or froze")
     return Outcome(
         fault=fault.name,
         group=fault.group,
