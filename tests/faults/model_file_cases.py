@@ -41,8 +41,18 @@ def _cut_safetensors(folder: Path) -> Path:
 
 
 def _wrong_sizes(folder: Path) -> Path:
-    norm = np.ones(63, dtype=np.float32)
-    return write_folder(folder / "damaged", tensors={"model.norm.weight": norm})
+    """A whole tiny Llama, but for one matrix that is a column short."""
+    layer = {
+        **dict.fromkeys(("self_attn.q_proj", "self_attn.o_proj"), (64, 64)),
+        **dict.fromkeys(("self_attn.k_proj", "self_attn.v_proj"), (32, 64)),
+        **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (96, 64)),
+        **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), (64,)),
+        "mlp.down_proj": (64, 96),
+    }
+    shapes = {f"model.layers.{number}.{name}.weight": shape for number in range(2) for name, shape in layer.items()}
+    shapes |= {"model.embed_tokens.weight": (300, 64), "lm_head.weight": (300, 64), "model.norm.weight": (64,)}
+    shapes["model.layers.1.mlp.down_proj.weight"] = (64, 95)
+    return write_folder(folder / "damaged", tensors={name: np.ones(shape, dtype=np.float32) for name, shape in shapes.items()})
 
 
 def _cut(path: Path, share: float) -> Path:

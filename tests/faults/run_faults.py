@@ -2,7 +2,7 @@
 
 usage: ./tools/test --faults [--only TEXT] [--real-model] [--repeat N]
 
-  --only TEXT    faults whose name holds this text
+  --only TEXT    faults whose `group: name` holds this text
   --real-model   SmolLM2-135M-Instruct instead of the synthetic engine
   --repeat N     each fault this many times (default: 1)
 
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--real-model", action="store_true")
     parser.add_argument("--repeat", type=int, default=1)
     options = parser.parse_args(arguments)
-    chosen = [fault for fault in faults() if options.only in fault.name] * options.repeat
+    chosen = [fault for fault in faults() if options.only in f"{fault.group}: {fault.name}"] * options.repeat
     if not chosen:
-        print(f"no fault's name holds {options.only!r}; there are: {'; '.join(f.name for f in faults())}")
+        print(f"no fault's name holds {options.only!r}; there are: {'; '.join(f'{f.group}: {f.name}' for f in faults())}")
         return 2
     if options.real_model:
         chosen = [replace(fault, world=REAL) for fault in chosen if fault.world == SYNTHETIC]

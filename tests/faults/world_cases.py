@@ -4,11 +4,13 @@ from tests.faults.fault import Fault
 from tests.faults.world import OVER_TCP, OVER_UCX, SMALL_POOLS, World
 
 _TRANSFER = (
-    ("p0", "offer.sent"),
-    ("p0", "ready.sent"),
-    ("p0", "last.sent"),
-    ("d0", "pull.started"),
-    ("d0", "last.received"),
+    ("p0", "offer.sent", "kill"),
+    ("p0", "ready.sent", "kill"),
+    ("p0", "ready.sent", "stop"),
+    ("p0", "last.sent", "kill"),
+    ("d0", "pull.started", "kill"),
+    ("d0", "pull.started", "stop"),
+    ("d0", "last.received", "kill"),
 )
 PREEMPTIONS = "segue_preemptions_total"
 
@@ -34,11 +36,10 @@ def _message_tiers(world: World) -> list[Fault]:
     """A peer that dies after READY is gone while its blocks are on their way: what came of them is cut off."""
     return [
         Fault(
-            name=f"{name} {done} at {point}, {world.name}",
+            name=f"{name} {'killed' if action == 'kill' else 'frozen'} at {point}, {world.name}",
             group=world.name,
             world=world,
             armed=((name, f"{point}={action}@2"),),
         )
-        for name, point in _TRANSFER
-        for action, done in (("kill", "killed"), ("stop", "frozen"))
+        for name, point, action in _TRANSFER
     ]
