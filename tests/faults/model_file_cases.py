@@ -31,7 +31,7 @@ def _cut_gguf(folder: Path) -> Path:
 
 
 def _cut_gguf_header(folder: Path) -> Path:
-    return _cut(tiny_llama_gguf(folder / "damaged.gguf"), 0.1)
+    return _cut(tiny_llama_gguf(folder / "damaged.gguf"), 0.02)
 
 
 def _cut_safetensors(folder: Path) -> Path:
