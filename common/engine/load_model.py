@@ -3,6 +3,7 @@
 No code of a model's own is ever run and nothing is fetched: the folder was resolved before.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -17,6 +18,7 @@ from common.values.kv_layout import KvDtype
 
 _DUMMY_SEED: Final = 20_111
 _DTYPES: dict[KvDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_Entry = str | tuple[str, Sequence[int], Sequence[int]]
 
 
 def load_model(
@@ -81,7 +83,7 @@ def _compare(expected: ModelConfig, config: transformers.PreTrainedConfig) -> No
 def _read_model(
     folder: ModelFolder, config: transformers.PreTrainedConfig, dtype: KvDtype, attn_implementation: str
 ) -> torch.nn.Module:
-    loaded: tuple[torch.nn.Module, dict[str, list[str]]] = transformers.AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
+    loaded: tuple[torch.nn.Module, dict[str, list[_Entry]]] = transformers.AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
         str(folder.path),
         config=config,
         dtype=_DTYPES[dtype],
@@ -90,14 +92,20 @@ def _read_model(
         local_files_only=True,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, by name: transformers would only point to a table that it prints
     )
     model, report = loaded
     for problem in ("missing_keys", "mismatched_keys"):
-        if names := sorted(str(name) for name in report.get(problem, ())):
+        if names := sorted(_in_words(entry) for entry in report.get(problem, ())):
             raise ModelError(
                 f"{folder.path}: {len(names)} tensors ({problem.replace('_', ' ')}) do not fit {folder.name}, first {names[0]}"
             )
     return model
+
+
+def _in_words(entry: _Entry) -> str:
+    """A tensor's name; with the shape that it has, and the one that it should have, where those differ."""
+    return entry if isinstance(entry, str) else f"{entry[0]}, which is {list(entry[1])} instead of {list(entry[2])}"
 
 
 def _random_model(config: transformers.PreTrainedConfig, dtype: KvDtype, attn_implementation: str) -> torch.nn.Module:

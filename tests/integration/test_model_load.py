@@ -104,6 +104,15 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -
         load_model(resolve_model(ModelSpec(model=str(folder)), tmp_path / "cache"), dtype="float32")
 
 
+def test_a_tensor_of_the_wrong_size_is_named_with_both_sizes(tmp_path: Path) -> None:
+    config_path = saved(tmp_path).path / "config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config_path.write_text(json.dumps({**config, "intermediate_size": 95}), encoding="utf-8")
+    folder = resolve_model(ModelSpec(model=str(config_path.parent)), tmp_path / "cache")
+    with pytest.raises(ModelError, match=r"weight, which is \[\d+, \d+\] instead of \["):
+        load_model(folder, dtype="float32")
+
+
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
