@@ -8,7 +8,6 @@ that none is starved, and none is dropped. `fcfs`, `shortest_first` and `edf` ar
 
 import heapq
 from bisect import insort
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, assert_never
@@ -55,6 +54,7 @@ class PrefillQueue:
         self._time = time
         self._limits = limits
         self._line = _line_of(order)
+        self._guards_deadlines = order == "feasible_first"
         self._waiting: dict[int, QueuedPrompt] = {}
         self.tokens = 0
         self.work_s = 0.0
@@ -78,11 +78,17 @@ class PrefillQueue:
             self._line.remove(prompt)
         return prompt
 
-    def next_batch(self, now: float) -> list[QueuedPrompt]:
-        """Take the prompts of the next step out of the queue: none only where none waits.
+    def peek(self, now: float) -> QueuedPrompt | None:
+        """The first of the next batch."""
+        first = next(self._line.in_order(now), None)
+        self._line.took([])
+        return first
 
-        The first one always; then others in order, while all fit the limits and no prompt that would have been on time becomes
-        late because the step grew.
+    def next_batch(self, now: float, *, alone: bool = False) -> list[QueuedPrompt]:
+        """Take the prompts of the next step out of the queue: none only where none waits, one where it is to be `alone`.
+
+        The first one always; then others in order, while all fit the limits and (feasible first; the baselines do not look) no
+        prompt that would have been on time becomes late because the step grew.
         """
         batch: list[QueuedPrompt] = []
         tokens, end, latest = 0, now + self._time.base_s, float("inf")
@@ -93,9 +99,9 @@ class PrefillQueue:
             batch.append(prompt)
             tokens += prompt.tokens
             end = longer
-            if end <= prompt.deadline:
+            if self._guards_deadlines and end <= prompt.deadline:
                 latest = min(latest, prompt.deadline)
-            if len(batch) == self._limits.max_prompts or tokens >= self._limits.max_tokens:
+            if alone or len(batch) == self._limits.max_prompts or tokens >= self._limits.max_tokens:
                 break
         for prompt in batch:
             del self._waiting[prompt.handle]
@@ -175,7 +181,7 @@ class _FeasibleFirst:
 
     def __init__(self) -> None:
         self._hopeful: list[tuple[float, int, QueuedPrompt]] = []
-        self._late: deque[QueuedPrompt] = deque()
+        self._late: list[tuple[float, int, QueuedPrompt]] = []
         self._debt_s = 0.0
 
     def push(self, prompt: QueuedPrompt) -> None:
@@ -183,25 +189,27 @@ class _FeasibleFirst:
 
     def remove(self, prompt: QueuedPrompt) -> None:
         self._hopeful = [entry for entry in self._hopeful if entry[2] is not prompt]
-        self._late = deque(late for late in self._late if late is not prompt)
+        self._late = [entry for entry in self._late if entry[2] is not prompt]
 
     def in_order(self, now: float) -> Iterator[QueuedPrompt]:
         self._set_late_apart(now)
-        late_first = bool(self._late) and self._debt_s >= self._late[0].work_s
+        late_first = bool(self._late) and self._debt_s >= self._late[0][2].work_s
         if late_first:
-            yield self._late[0]
+            yield self._late[0][2]
         yield from _most_on_time([entry[2] for entry in self._hopeful[:MAX_PLANNED]], now)
         for _, _, prompt in self._hopeful[MAX_PLANNED:]:
             yield prompt
-        for index, prompt in enumerate(self._late):
+        for index, (_, _, prompt) in enumerate(self._late):
             if index or not late_first:
                 yield prompt
 
     def took(self, batch: list[QueuedPrompt]) -> None:
+        if not batch:
+            return
         taken = {prompt.handle for prompt in batch}
-        late_s = sum(late.work_s for late in self._late if late.handle in taken)
+        late_s = sum(late.work_s for _, handle, late in self._late if handle in taken)
         self._hopeful = [entry for entry in self._hopeful if entry[1] not in taken]
-        self._late = deque(late for late in self._late if late.handle not in taken)
+        self._late = [entry for entry in self._late if entry[1] not in taken]
         others_s = sum(prompt.work_s for prompt in batch) - late_s
         self._debt_s = max(0.0, self._debt_s + LATE_SHARE * others_s - late_s) if self._late else 0.0
 
@@ -210,7 +218,8 @@ class _FeasibleFirst:
         late = [entry[2] for entry in self._hopeful if now + entry[2].work_s > entry[0]]
         if late:
             self._hopeful = [entry for entry in self._hopeful if now + entry[2].work_s <= entry[0]]
-            self._late.extend(sorted(late, key=lambda prompt: (prompt.arrived_at, prompt.handle)))
+            for prompt in late:
+                insort(self._late, (prompt.arrived_at, prompt.handle, prompt))
 
 
 def _most_on_time(prompts: list[QueuedPrompt], now: float) -> list[QueuedPrompt]:

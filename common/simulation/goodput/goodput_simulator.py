@@ -1,0 +1,276 @@
+"""Requests through a deployment in virtual time, decided by the policies that the services run.
+
+Events are ordered by time; of one moment arrivals come first, then prompts that are done, hand-offs that arrive, step
+boundaries, each by number: a run with every step as an event and a run in closed form see the same order.
+"""
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+
+from common.policy.admission import DecodeOutlook, PrefillOutlook, Refused, decide_admission
+from common.policy.free_placement import StayQuestion, chooses_beside, prefill_beside, stays
+from common.policy.output_length import OutputLengths
+from common.policy.placement import choose_site, decode_cost_s, prefill_cost_s
+from common.simulation.goodput.deployment import Deployment
+from common.simulation.goodput.flight import Arrival, Flight
+from common.simulation.goodput.mixing_worker import MixingWorker
+from common.simulation.goodput.prefill_worker import Planned, PrefillWorker
+from common.simulation.goodput.prefix_cache import SimulatedPrefixCache
+from common.values.errors import InvariantBroken
+from common.values.objectives import Objectives
+
+PROMPTS_DONE, HANDED_OVER, BOUNDARY = 1, 2, 3
+LONGEST_OUTPUT = 1 << 20
+"""A prediction may not look at what a request will make."""
+
+Worker = PrefillWorker | MixingWorker
+_Event = tuple[float, int, int, int, Worker | Flight]
+
+
+class GoodputSimulator:
+    """`objectives` by request class; that of "" is for classes without any. One simulator runs once."""
+
+    def __init__(self, deployment: Deployment, objectives: Mapping[str, Objectives], rng: Random) -> None:
+        self._deployment = deployment
+        self._policies = deployment.policies
+        self._time = deployment.step_time
+        self._objectives = objectives
+        self._rng = rng
+        self._events: list[_Event] = []
+        self._lengths = OutputLengths()
+        self._turns = 0
+        self._handed: dict[int, MixingWorker] = {}
+        self._asked_s = 0.0
+        self._asked = 0
+        number = iter(range(deployment.workers))
+        mixing = self._policies.free
+        self._prompt_sites: list[Worker] = [
+            self._mixing(next(number)) if mixing else self._batching(next(number)) for _ in range(deployment.prefill)
+        ]
+        self._decode = [self._mixing(next(number)) for _ in range(deployment.decode)]
+        self._prompt_sites += [self._mixing(next(number)) for _ in range(deployment.both)]
+        self._prefill_only = set(self._prompt_sites[: deployment.prefill])
+        blocks = deployment.prefix_blocks
+        self._caches = [SimulatedPrefixCache(blocks, deployment.prefix_block_tokens) for _ in self._prompt_sites] if blocks else []
+
+    def run(self, arrivals: Sequence[Arrival]) -> list[Flight]:
+        """All requests, in the order of `arrivals`, which is that of their times."""
+        flights: list[Flight] = []
+        events = self._events
+        before = 0.0
+        for number, arrival in enumerate(arrivals):
+            if arrival.arrived_s < before:
+                raise ValueError("arrivals are in the order of their times")
+            before = arrival.arrived_s
+            while events and events[0][0] < before:
+                self._happen(heapq.heappop(events))
+            unloaded_s = self._time.prefill.seconds(arrival.prompt_tokens)
+            objectives = self._objectives.get(arrival.request_class) or self._objectives[""]
+            flight = Flight(number, arrival, objectives, unloaded_s)
+            flights.append(flight)
+            self._arrive(flight, before)
+        while events:
+            self._happen(heapq.heappop(events))
+        self._check_all_ended(flights)
+        return flights
+
+    def _batching(self, number: int) -> PrefillWorker:
+        worker = PrefillWorker(self._deployment, self._planner(PROMPTS_DONE, number, lambda: worker))
+        return worker
+
+    def _mixing(self, number: int) -> MixingWorker:
+        worker = MixingWorker(self._deployment, self._planner(BOUNDARY, number, lambda: worker))
+        return worker
+
+    def _planner(self, kind: int, number: int, worker: Callable[[], Worker]) -> Planned:
+        events, push = self._events, heapq.heappush
+
+        def planned(end: float, version: int) -> None:
+            push(events, (end, kind, number, version, worker()))
+
+        return planned
+
+    def _happen(self, event: _Event) -> None:
+        now, _, _, version, subject = event
+        if isinstance(subject, Flight):
+            self._handed.pop(subject.number).join(subject, now)
+        elif version != subject.version:
+            return
+        elif isinstance(subject, PrefillWorker):
+            for flight in subject.step_ended(now):
+                self._remember(flight, subject)
+                if self._deployment.first_token_counts and flight.arrival.output_tokens == 1:
+                    self._end(flight, now)
+                else:
+                    self._hand_over(flight, now)
+        else:
+            self._pass_boundary(subject, now)
+
+    def _arrive(self, flight: Flight, now: float) -> None:
+        arrival = flight.arrival
+        if arrival.prompt_tokens + arrival.output_tokens > self._deployment.kv_tokens:
+            raise ValueError(f"request {flight.number} never fits: its KV is larger than a worker's")
+        cached = [cache.cached_tokens(arrival.prefix, arrival.prompt_tokens) for cache in self._caches]
+
+        def cost(site: int) -> float:
+            return self._prompt_cost_s(self._prompt_sites[site], flight, cached[site] if cached else 0, now)
+
+        def waiting(site: int) -> int:
+            worker = self._prompt_sites[site]
+            return worker.waiting if isinstance(worker, PrefillWorker) else worker.prompts + worker.streams
+
+        self._turns += 1
+        chosen = choose_site(
+            self._policies.prefill_rule,
+            len(self._prompt_sites),
+            cost=cost,
+            waiting=waiting,
+            turn=self._turns - 1,
+            draws=self._rng,
+        )
+        flight.cached_tokens = cached[chosen] if cached else 0
+        if self._policies.late is not None and self._refuses(flight, cost(chosen), now):
+            return
+        worker = self._prompt_sites[chosen]
+        if self._policies.free and self._decode and self._goes_beside(flight, cost(chosen), now):
+            return
+        if isinstance(worker, PrefillWorker):
+            worker.offer(flight, now)
+        else:
+            flight.split = worker in self._prefill_only
+            worker.offer_prompt(flight, now)
+
+    def _prompt_cost_s(self, worker: Worker, flight: Flight, cached: int, now: float) -> float:
+        tokens = flight.arrival.prompt_tokens
+        if isinstance(worker, PrefillWorker):
+            transfer_s = self._deployment.transfer.seconds(tokens)
+            queue_s = worker.queue_s(now)
+            return prefill_cost_s(
+                self._time.prefill, queue_s=queue_s, prompt_tokens=tokens, cached_tokens=cached, transfer_s=transfer_s
+            )
+        step_tokens = self._deployment.step_tokens
+        return prefill_beside(self._time, worker.load_at(now), tokens=tokens - cached, past=cached, step_tokens=step_tokens).ttft_s
+
+    def _goes_beside(self, flight: Flight, elsewhere_s: float, now: float) -> bool:
+        """Free placement: prefilled on the worker that will decode it."""
+        worker = self._best_decode(flight, now)
+        load = worker.load_at(now)
+        tokens = flight.arrival.prompt_tokens
+        beside = prefill_beside(self._time, load, tokens=tokens, past=0, step_tokens=self._deployment.step_tokens)
+        if not chooses_beside(beside, load, elsewhere_s):
+            return False
+        flight.split = False
+        flight.cached_tokens = 0
+        worker.offer_prompt(flight, now)
+        return True
+
+    def _refuses(self, flight: Flight, cost_s: float, now: float) -> bool:
+        late = self._policies.late
+        worker = self._best_decode(flight, now) if self._decode else self._prompt_sites[0]
+        if late is None or not isinstance(worker, MixingWorker):
+            return False
+        predicted = self._predicted_output(flight)
+        kv_tokens = worker.kv_tokens_at(now)
+        step_s = self._time.decode.seconds(worker.streams + 1, kv_tokens)
+        share = 1.0 / max(1, len(self._decode) or len(self._prompt_sites))
+        decode = DecodeOutlook(
+            sequences=worker.streams,
+            kv_tokens=kv_tokens,
+            left_s=0.5 * predicted * step_s,
+            joins_per_s=share * self._asked / now if now > 0.0 else 0.0,
+        )
+        utilisation = self._asked_s / (now * len(self._prompt_sites)) if now > 0.0 else 0.0
+        work_s = min(cost_s, flight.unloaded_s)
+        prefill = PrefillOutlook(queue_s=cost_s - work_s, work_s=work_s, utilisation=utilisation)
+        decision = decide_admission(
+            self._time.decode, prefill, decode, flight.objectives, context_tokens=flight.arrival.prompt_tokens, late=late
+        )
+        if isinstance(decision, Refused):
+            flight.refused = True
+            return True
+        self._asked += 1
+        self._asked_s += work_s
+        return False
+
+    def _pass_boundary(self, worker: MixingWorker, now: float) -> None:
+        events = worker.boundary(now)
+        for flight in events.ended:
+            self._lengths.observe(flight.arrival.request_class, flight.arrival.output_tokens)
+        for flight in events.prefilled:
+            self._remember(flight, worker)
+            if self._deployment.first_token_counts and flight.arrival.output_tokens == 1:
+                worker.hand_over(flight)
+                self._end(flight, now)
+            elif worker in self._prefill_only and not self._stays(worker, flight, now):
+                worker.hand_over(flight)
+                self._hand_over(flight, now)
+            else:
+                flight.split = False
+                worker.decode_here(flight, now)
+        worker.plan(now)
+
+    def _stays(self, worker: MixingWorker, flight: Flight, now: float) -> bool:
+        there = self._best_decode(flight, now)
+        predicted = self._predicted_output(flight)
+        transfer_s = self._deployment.transfer.seconds(flight.arrival.prompt_tokens)
+        room = worker.room_tokens + flight.arrival.prompt_tokens + flight.arrival.output_tokens
+        question = StayQuestion(
+            tpot_s=flight.objectives.tpot_s,
+            there_tpot_s=self._decode_cost_s(there, flight, now) + transfer_s / predicted,
+            context_tokens=flight.arrival.prompt_tokens,
+            output_tokens=predicted,
+            room_tokens=room,
+            prompt_slack_s=flight.objectives.ttft_s if not worker.prompts else 0.0,
+        )
+        return stays(self._time, worker.load_at(now), question)
+
+    def _hand_over(self, flight: Flight, now: float) -> None:
+        worker = self._best_decode(flight, now)
+        transfer_s = self._deployment.transfer.seconds(flight.arrival.prompt_tokens)
+        if transfer_s > 0.0:
+            self._handed[flight.number] = worker
+            heapq.heappush(self._events, (now + transfer_s, HANDED_OVER, flight.number, 0, flight))
+        else:
+            worker.join(flight, now)
+
+    def _best_decode(self, flight: Flight, now: float) -> MixingWorker:
+        sites = self._decode
+        chosen = choose_site(
+            self._policies.decode_rule,
+            len(sites),
+            cost=lambda site: self._decode_cost_s(sites[site], flight, now),
+            waiting=lambda site: sites[site].streams,
+            turn=flight.number,
+            draws=self._rng,
+        )
+        return sites[chosen]
+
+    def _decode_cost_s(self, worker: MixingWorker, flight: Flight, now: float) -> float:
+        return decode_cost_s(
+            self._time.decode,
+            sequences=worker.streams,
+            kv_tokens=worker.kv_tokens_at(now),
+            context_tokens=flight.arrival.prompt_tokens,
+            output_tokens=self._predicted_output(flight),
+            room_tokens=worker.room_tokens,
+        )
+
+    def _predicted_output(self, flight: Flight) -> float:
+        most = min(LONGEST_OUTPUT, self._deployment.kv_tokens - flight.arrival.prompt_tokens)
+        return self._lengths.predicted(flight.arrival.request_class, most)
+
+    def _remember(self, flight: Flight, worker: Worker) -> None:
+        if self._caches and worker in self._prompt_sites:
+            cache = self._caches[self._prompt_sites.index(worker)]
+            cache.computed(flight.arrival.prefix, flight.arrival.prompt_tokens)
+
+    def _end(self, flight: Flight, now: float) -> None:
+        flight.ended_s = now
+        self._lengths.observe(flight.arrival.request_class, 1)
+
+    def _check_all_ended(self, flights: Sequence[Flight]) -> None:
+        """Law 1 of the mesh, here too."""
+        lost = [flight.number for flight in flights if flight.ended_s is None and not flight.refused]
+        if lost or self._handed:
+            raise InvariantBroken(f"requests without an end: {lost[:5]}")

@@ -1,0 +1,245 @@
+"""A worker that decodes, and mixes chunks of prompts into its steps where it is given prompts.
+
+Given none it is a decode worker; given all, a colocated one. Steps run in closed form between the moments at which somebody
+joins, leaves or a prompt's chunk changes; who comes meanwhile gets in at the next step's boundary, as on a real worker.
+"""
+
+import heapq
+from collections import deque
+from typing import NamedTuple
+
+from common.policy.free_placement import StreamLoad, stream_slack_s
+from common.policy.prefill_queue import PrefillQueue, QueuedPrompt
+from common.simulation.goodput.deployment import Deployment
+from common.simulation.goodput.flight import Flight
+from common.simulation.goodput.prefill_worker import Planned
+from common.simulation.goodput.step_run import StepRun
+
+
+class BoundaryEvents(NamedTuple):
+    """Of one boundary: requests that ended, and requests whose prompt is computed (their room here is still reserved)."""
+
+    ended: list[Flight]
+    prefilled: list[Flight]
+
+
+class _Prompt:
+    __slots__ = ("chunk", "done", "flight", "tokens")
+
+    def __init__(self, flight: Flight) -> None:
+        self.flight = flight
+        self.tokens = flight.arrival.prompt_tokens
+        self.done = flight.cached_tokens
+        self.chunk = 0
+
+
+class MixingWorker:
+    def __init__(self, deployment: Deployment, planned: Planned) -> None:
+        self._time = deployment.step_time
+        self._deployment = deployment
+        self._extra_step = not deployment.first_token_counts
+        self._planned = planned
+        self._steps_done = 0
+        self._leaves: list[tuple[int, int, Flight]] = []
+        self._waiting: deque[Flight] = deque()
+        self._queue = PrefillQueue(deployment.policies.order, deployment.step_time.prefill, deployment.batch)
+        self._queued: dict[int, Flight] = {}
+        self._prompts: list[_Prompt] = []
+        self._run: StepRun | None = None
+        self._reserved = 0
+        self._sequences = 0
+        self._kv_tokens = 0
+        self._queued_room = 0
+        self.version = 0
+
+    @property
+    def streams(self) -> int:
+        """Requests that decode here or are waiting to."""
+        return self._sequences + len(self._waiting)
+
+    @property
+    def prompts(self) -> int:
+        return len(self._queued) + len(self._prompts)
+
+    @property
+    def room_tokens(self) -> int:
+        """Not yet promised to anybody."""
+        return self._deployment.kv_tokens - self._reserved - self._queued_room
+
+    def kv_tokens_at(self, now: float) -> int:
+        """Cached tokens that a step reads, those of waiting requests included."""
+        grown = self._run.done_before(now) * self._sequences if self._run is not None else 0
+        return self._kv_tokens + grown + sum(flight.arrival.prompt_tokens for flight in self._waiting)
+
+    def prompt_queue_s(self, now: float) -> float:
+        """Seconds of prompt work in front of a new prompt, without the decode rows beside it."""
+        prefill = self._time.prefill
+        begun = sum(prefill.chunk_s(prompt.tokens - prompt.done, prompt.done) for prompt in self._prompts)
+        return begun + self._queue.work_s
+
+    def load_at(self, now: float) -> StreamLoad:
+        """With the least slack of any stream here, at the current step time."""
+        kv_tokens = self.kv_tokens_at(now)
+        step_s = self._time.decode.seconds(self._sequences, kv_tokens)
+        steps = self._steps_done + (self._run.done_before(now) if self._run is not None else 0)
+        slack_s = float("inf")
+        for leaves, _, flight in self._leaves:
+            left = leaves - steps
+            decoded = flight.arrival.output_tokens - left
+            began = flight.first_token_s if flight.first_token_s is not None else now
+            slack = stream_slack_s(tpot_s=flight.objectives.tpot_s, decoded=decoded, spent_s=now - began, left=left, step_s=step_s)
+            slack_s = min(slack_s, slack)
+        return StreamLoad(sequences=self._sequences, kv_tokens=kv_tokens, slack_s=slack_s, queue_s=self.prompt_queue_s(now))
+
+    def join(self, flight: Flight, now: float) -> None:
+        """Its KV has arrived: it decodes from the next boundary on at which there is room."""
+        self._waiting.append(flight)
+        self._queued_room += self._need(flight)
+        self._wake(now)
+
+    def offer_prompt(self, flight: Flight, now: float) -> None:
+        """To be prefilled here, in chunks."""
+        tokens = flight.arrival.prompt_tokens - flight.cached_tokens
+        self._queued[flight.number] = flight
+        self._queued_room += self._need(flight)
+        self._queue.push(
+            QueuedPrompt(
+                handle=flight.number,
+                tokens=tokens,
+                past=flight.cached_tokens,
+                arrived_at=flight.arrival.arrived_s,
+                deadline=flight.deadline,
+                work_s=self._time.prefill.seconds(tokens, flight.cached_tokens),
+            )
+        )
+        self._wake(now)
+
+    def decode_here(self, flight: Flight, now: float) -> None:
+        """A request that was prefilled here goes on here. Only between `boundary` and `plan`."""
+        self._start_stream(flight, now)
+
+    def hand_over(self, flight: Flight) -> None:
+        """A request that was prefilled here goes elsewhere, or has ended with its first token."""
+        self._reserved -= self._need(flight)
+
+    def boundary(self, now: float) -> BoundaryEvents:
+        """The planned steps are over. Call `plan` once what became of the prefilled requests is decided."""
+        run, self._run = self._run, None
+        steps = run.end if run is not None else 0
+        self._steps_done += steps
+        self._kv_tokens += steps * self._sequences
+        ended = []
+        while self._leaves and self._leaves[0][0] <= self._steps_done:
+            flight = heapq.heappop(self._leaves)[2]
+            flight.ended_s = now
+            self._sequences -= 1
+            self._kv_tokens -= flight.arrival.prompt_tokens + 1 + self._steps_of(flight)
+            self._reserved -= self._need(flight)
+            ended.append(flight)
+        return BoundaryEvents(ended, self._advance_prompts(steps, now) if self._prompts else [])
+
+    def plan(self, now: float) -> None:
+        """Let in who waits, and run until something changes."""
+        while self._waiting and self._admits(self._waiting[0]):
+            flight = self._waiting.popleft()
+            self._queued_room -= self._need(flight)
+            self._reserved += self._need(flight)
+            self._start_stream(flight, now)
+        chunk_steps = self._give_chunks(now) if self._prompts or self._queued else 0
+        self.version += 1
+        if not chunk_steps and not self._sequences:
+            self._run = None
+            return
+        first_s, growth_s = self._pace()
+        end = self._leaves[0][0] - self._steps_done if self._sequences else chunk_steps
+        if chunk_steps:
+            end = min(end, chunk_steps)
+        if self._deployment.step_by_step:
+            end = 1
+        self._run = StepRun(now, first_s, growth_s, end)
+        self._planned(self._run.time_at(end), self.version)
+
+    def _wake(self, now: float) -> None:
+        """Somebody came: cut the run at the next boundary."""
+        run = self._run
+        if run is None:
+            self.plan(now)
+            return
+        steps = run.next_boundary(now)
+        if steps < run.end and self._lets_somebody_in():
+            run.end = steps
+            self.version += 1
+            self._planned(run.time_at(steps), self.version)
+
+    def _lets_somebody_in(self) -> bool:
+        return bool(self._queued) or bool(self._waiting and self._admits(self._waiting[0]))
+
+    def _admits(self, flight: Flight) -> bool:
+        fits = self._reserved + self._need(flight) <= self._deployment.kv_tokens
+        return fits and self._sequences + len(self._prompts) < self._deployment.max_sequences
+
+    def _need(self, flight: Flight) -> int:
+        return flight.arrival.prompt_tokens + flight.arrival.output_tokens
+
+    def _steps_of(self, flight: Flight) -> int:
+        return flight.arrival.output_tokens - 1 + self._extra_step
+
+    def _start_stream(self, flight: Flight, now: float) -> None:
+        flight.decoding_s = now
+        self._sequences += 1
+        self._kv_tokens += flight.arrival.prompt_tokens + 1
+        heapq.heappush(self._leaves, (self._steps_done + self._steps_of(flight), flight.number, flight))
+
+    def _give_chunks(self, now: float) -> int:
+        """Share a step's positions among prompts, begun ones first; for how many steps the shares stay the same."""
+        budget = max(1, self._deployment.step_tokens - self._sequences)
+        served = 0
+        for prompt in self._prompts:
+            prompt.chunk = min(budget, prompt.tokens - prompt.done)
+            budget -= prompt.chunk
+            served += prompt.chunk > 0
+        while budget > 0 and (head := self._queue.peek(now)) is not None and self._admits(self._queued[head.handle]):
+            (taken,) = self._queue.next_batch(now, alone=True)
+            flight = self._queued.pop(taken.handle)
+            self._queued_room -= self._need(flight)
+            self._reserved += self._need(flight)
+            flight.prefill_started_s = now
+            prompt = _Prompt(flight)
+            prompt.chunk = min(budget, prompt.tokens - prompt.done)
+            budget -= prompt.chunk
+            served += 1
+            self._prompts.append(prompt)
+        if not served:
+            return 0
+        first = self._prompts[0]
+        return max(1, (first.tokens - first.done) // first.chunk) if served == 1 else 1
+
+    def _pace(self) -> tuple[float, float]:
+        """The first step's time and how much each next one takes more."""
+        prefill, decode = self._time.prefill, self._time.decode
+        first_s = growth_s = 0.0
+        if self._sequences:
+            line = decode.line_at(self._sequences)
+            first_s = line.seconds(self._sequences, self._kv_tokens)
+            growth_s = line.per_kv_token_s * self._sequences
+            if self._prompts:
+                first_s += max(0.0, prefill.base_s - line.base_s)
+        else:
+            first_s = prefill.base_s
+        for prompt in self._prompts:
+            if prompt.chunk:
+                first_s += prefill.chunk_s(prompt.chunk, prompt.done)
+                growth_s += prefill.per_pair_s * prompt.chunk * prompt.chunk
+        return first_s, growth_s
+
+    def _advance_prompts(self, steps: int, now: float) -> list[Flight]:
+        finished = []
+        for prompt in self._prompts:
+            prompt.done += steps * prompt.chunk
+            prompt.chunk = 0
+            if prompt.done == prompt.tokens:
+                prompt.flight.first_token_s = now
+                finished.append(prompt.flight)
+        if finished:
+            self._prompts = [prompt for prompt in self._prompts if prompt.done < prompt.tokens]
+        return finished
