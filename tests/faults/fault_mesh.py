@@ -33,7 +33,8 @@ _SAMPLE = re.compile(r"^(\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 @dataclass
 class FaultMesh:
-    """`wire` lies between the two hosts where there are two. `worker_flags` start another worker of this mesh."""
+    """`wire` lies between the two hosts where there are two. `worker_flags` start another worker of this mesh. While `sleep_on`
+    is set, nobody who was frozen wakes up."""
 
     nats: RunningServer
     valkey: RunningServer
@@ -43,6 +44,7 @@ class FaultMesh:
     wire: Wire | None
     deaths: int = 0
     freezes: int = 0
+    sleep_on: bool = False
     others_ended: asyncio.Event = field(default_factory=asyncio.Event)
     _resting: set[str] = field(default_factory=set)
     _asleep_since: dict[str, float] = field(default_factory=dict)
@@ -62,7 +64,7 @@ class FaultMesh:
             self._notice()
             now = asyncio.get_running_loop().time()
             for name, since in list(self._asleep_since.items()):
-                if now - since > FREEZE_S:
+                if now - since > FREEZE_S and not self.sleep_on:
                     del self._asleep_since[name]
                     if self.members[name].is_running:
                         self.members[name].signal(signal.SIGCONT)

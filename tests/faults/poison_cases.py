@@ -29,9 +29,12 @@ def _poison(name: str, failpoint: str) -> Fault:
 
 def _ask_poison(failpoint: str) -> Act:
     async def ask(mesh: FaultMesh) -> Sequence[str]:
+        """Who wakes up too early is found innocent: it goes on from where it was."""
         taken = mesh.taken_down()
         body: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "max_tokens": 40, "ignore_eos": True, "stream": True}
+        mesh.sleep_on = True
         record = await run(Record("poison", "/v1/completions", body), mesh.gateway_urls)
+        mesh.sleep_on = False
         unmet = []
         if "request_poisoned" not in (record.error or ""):
             unmet.append(f"the poison ended with {record.error or 'an answer'} instead of request_poisoned")

@@ -17,7 +17,7 @@ class World:
 
 _ENGINE = ("--engine", "synthetic", "--synthetic-step-s", "0.02")
 SYNTHETIC = World(name="synthetic", flags=(*_ENGINE, "--kv-cache-memory", "128MiB", "--max-model-len", "1536"))
-SMALL_POOLS = World(name="small pools", flags=(*_ENGINE, "--kv-cache-memory", "48MiB", "--max-model-len", "1024"), tokens=360)
+SMALL_POOLS = World(name="small pools", flags=(*_ENGINE, "--kv-cache-memory", "48MiB", "--max-model-len", "1024"), tokens=300)
 """68 blocks of 16 tokens a worker: one sequence of the longest kind, and four positions more."""
 OVER_TCP = replace(SYNTHETIC, name="tcp tier", flags=(*SYNTHETIC.flags, "--kv-tiers", "tcp"))
 OVER_UCX = replace(SYNTHETIC, name="ucx tier", flags=(*SYNTHETIC.flags, "--kv-tiers", "ucx"))
