@@ -37,7 +37,7 @@ class RunningServer:
         """Returns once the server says that it is ready."""
         ready = asyncio.Event()
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, preexec_fn=_die_with_parent
+            *self._command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, preexec_fn=die_with_parent
         )
         self._reader = asyncio.create_task(self._read_output(self._process, ready))
         async with asyncio.timeout(START_TIMEOUT_S):
@@ -143,7 +143,7 @@ def _valkey_server() -> str:
     return str(get_binary_path())
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Runs in the child between fork and exec."""
     if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         os._exit(1)

@@ -6,6 +6,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.servers import die_with_parent
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -35,7 +37,15 @@ class Member:
         if not self.failpoints:
             del environment["SEGUE_FAILPOINTS"]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                preexec_fn=die_with_parent,
+            )
         self.starts += 1
         self.sleeps = False
 
