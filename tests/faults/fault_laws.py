@@ -17,7 +17,8 @@ _BUSY = ("segue_sequences_waiting", "segue_sequences_running", "segue_sequences_
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """`left` says what was not free, cached or zero within 10 s; `endless` are keys of the store that never expire; `unmet` is
-    what the fault itself expected and did not find."""
+    what the fault itself expected and did not find; `bound_s` is the watchdog's, the silence after which a worker was taken for
+    lost, as the gateways stated it."""
 
     fault: str
     group: str
@@ -28,6 +29,7 @@ class Outcome:
     deaths: int
     silence_s: float
     first_event_s: float
+    bound_s: float
     left: tuple[str, ...]
     endless: int
     keys: int
@@ -88,6 +90,10 @@ async def _not_quiet(mesh: FaultMesh, name: str) -> list[str]:
 async def _still_owned(mesh: FaultMesh, name: str) -> list[str]:
     owned = await mesh.metric(name, "segue_mesh_requests")
     return [f"{name}: {owned:g} requests"] if owned else []
+
+
+async def watchdog_bound_s(mesh: FaultMesh) -> float:
+    return max([await mesh.metric(name, "segue_watchdog_lost_after_seconds") for name in GATEWAYS])
 
 
 async def endless_keys(mesh: FaultMesh) -> tuple[int, int]:

@@ -8,6 +8,10 @@ usage: ./tools/test --faults [--only TEXT] [--real-model] [--repeat N]
 
 Under each fault a mix of requests (greedy, seeded, log-probabilities, stop strings, two choices, a long prompt, chat) streams
 through two gateways. Afterwards the same requests run undisturbed, and every event must be the same, byte for byte.
+
+Columns: `resumed` counts how often clients had to come back; `down` members that died or froze; `silence` is the longest one
+between two events of a stream; `bound` the watchdog's, as gateways state it; `first` the longest wait for a first event; `left` what
+was not free or zero 10 s later, and keys that never expire; `unmet` what the fault itself expected and did not find.
 """
 
 import argparse
@@ -21,7 +25,7 @@ from itertools import groupby
 from tests.faults.fault import Fault
 from tests.faults.fault_cases import faults
 from tests.faults.fault_client import Record, requests, run
-from tests.faults.fault_laws import Outcome, endless_keys, left_behind, lost, wrong
+from tests.faults.fault_laws import Outcome, endless_keys, left_behind, lost, watchdog_bound_s, wrong
 from tests.faults.fault_mesh import WORKERS, FaultMesh, fault_mesh
 from tests.faults.two_hosts import why_not_two_hosts
 from tests.faults.world import REAL, SYNTHETIC, World
@@ -59,7 +63,7 @@ async def run_all(chosen: Sequence[Fault], *, show: bool = False) -> list[Outcom
     """One mesh for all neighbours of one world, whole again before each fault."""
     outcomes = []
     if show:
-        columns = ("streams", "lost", "wrong", "resumed", "down", "silence s", "first s", "left", "keys", "unmet")
+        columns = ("streams", "lost", "wrong", "resumed", "down", "silence s", "bound s", "first s", "left", "keys", "unmet")
         print(_row("fault", *columns), flush=True)
     for world, neighbours in groupby(chosen, key=lambda fault: fault.world):
         async with fault_mesh(world) as mesh:
@@ -81,6 +85,7 @@ async def run_one(mesh: FaultMesh, fault: Fault) -> Outcome:
     unmet = list(await fault.before(mesh)) if fault.before is not None else []
     unmet += await _stream(mesh, records, fault)
     await mesh.whole()
+    bound_s = await watchdog_bound_s(mesh)
     down = mesh.taken_down() - down
     if fault.stays_armed or any("=flip" in failpoint for _, failpoint in fault.armed):
         await mesh.arm({name: "" for name, _ in fault.armed})
@@ -102,6 +107,7 @@ async def run_one(mesh: FaultMesh, fault: Fault) -> Outcome:
         deaths=down,
         silence_s=max(record.longest_silence_s for record in records),
         first_event_s=max(record.first_event_s for record in records),
+        bound_s=bound_s,
         left=tuple(left),
         endless=endless,
         keys=keys,
@@ -152,11 +158,9 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
 
 def _show(outcome: Outcome) -> None:
     left = len(outcome.left) + outcome.endless
-    figures = (outcome.streams, outcome.lost, outcome.wrong, outcome.resumed, outcome.deaths)
-    print(
-        _row(outcome.fault, *figures, f"{outcome.silence_s:.2f}", f"{outcome.first_event_s:.2f}", left, outcome.keys, outcome.unmet),
-        flush=True,
-    )
+    seconds = [f"{value:.2f}" for value in (outcome.silence_s, outcome.bound_s, outcome.first_event_s)]
+    counts = (outcome.streams, outcome.lost, outcome.wrong, outcome.resumed, outcome.deaths)
+    print(_row(outcome.fault, *counts, *seconds, left, outcome.keys, outcome.unmet), flush=True)
     for note in (*outcome.notes, *outcome.left):
         print(f"    {note}", flush=True)
 
