@@ -1,0 +1,114 @@
+"""Which requests `segue simulate` sends: drawn from classes, or those of a trace."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from common.simulation.goodput.flight import Arrival
+from common.simulation.goodput.rescaling import fitting, stretched, thinned
+from common.simulation.goodput.traces import azure_arrivals, mooncake_arrivals
+from common.simulation.goodput.workloads import Lengths, RequestClass, Workload, total_rate
+from common.values.errors import SettingsError
+from common.values.objectives import Objectives
+
+CLASS_KEYS = ("input", "output", "share", "sigma", "ttft-ms", "tpot-ms", "ttft-stretch")
+
+
+@dataclass(slots=True)
+class Requests:
+    """`trace` None: drawn anew for each rate from the same seed. A trace has its own rate; another one stretches its time."""
+
+    objectives: dict[str, Objectives]
+    count: int
+    seed: int
+    notes: list[str]
+    workload: Workload | None = None
+    trace: list[Arrival] | None = None
+    find_rate: bool = False
+
+    def at(self, rate: float, kv_tokens: int) -> list[Arrival]:
+        """Requests that no worker could hold are left out."""
+        if self.workload is not None:
+            arrivals = self.workload.draw(self.count, rate, Random(self.seed))
+        elif self.trace is not None and self.find_rate:
+            arrivals = stretched(self.trace, total_rate(self.trace) / rate).arrivals
+        else:
+            arrivals = self.trace or []
+        kept = fitting(arrivals, kv_tokens)
+        if kept.note and kept.note not in self.notes:
+            self.notes.append(kept.note)
+            print(f"note: {kept.note}")
+        return kept.arrivals
+
+
+def requests_of(options: argparse.Namespace) -> Requests:
+    default = Objectives(ttft_s=options.ttft_ms / 1000.0, tpot_s=options.tpot_ms / 1000.0, ttft_stretch=options.ttft_stretch)
+    if options.trace is not None:
+        return _traced(options, default)
+    classes = tuple(_class(text, options) for text in options.classes or ["all"])
+    workload = Workload(classes=classes, variation=options.cv)
+    return Requests(objectives=workload.objectives, count=options.requests, seed=options.seed, notes=[], workload=workload)
+
+
+def _traced(options: argparse.Namespace, objectives: Objectives) -> Requests:
+    path, rng = Path(options.trace), Random(options.seed)
+    with path.open(encoding="utf-8-sig") as lines:
+        arrivals = azure_arrivals(lines) if path.suffix == ".csv" else mooncake_arrivals(lines, rng)
+    notes = [f"{path.name}: {len(arrivals)} requests at {total_rate(arrivals):.2f}/s"]
+    if options.keep_share != 1.0:
+        kept = thinned(arrivals, options.keep_share, rng)
+        arrivals = kept.arrivals
+        notes.append(kept.note)
+    if options.stretch != 1.0:
+        slower = stretched(arrivals, options.stretch)
+        arrivals = slower.arrivals
+        notes.append(slower.note)
+    if options.find_goodput:
+        notes.append("rates are reached by stretching the trace's time")
+    if len(arrivals) < 2:
+        raise SettingsError(f"{path} leaves fewer than two requests")
+    return Requests(
+        objectives={"": objectives},
+        count=len(arrivals),
+        seed=options.seed,
+        notes=notes,
+        trace=arrivals,
+        find_rate=options.find_goodput,
+    )
+
+
+def _class(text: str, options: argparse.Namespace) -> RequestClass:
+    """`NAME,input=256,output=64,share=50,ttft-ms=900,tpot-ms=77`; what is left out is as the options say."""
+    name, *pairs = text.split(",")
+    values = {
+        "input": options.input,
+        "output": options.output,
+        "share": 1.0,
+        "sigma": options.sigma,
+        "ttft-ms": options.ttft_ms,
+        "tpot-ms": options.tpot_ms,
+        "ttft-stretch": options.ttft_stretch,
+    }
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key not in CLASS_KEYS:
+            raise SettingsError(f"--class {name}: {key!r} is none of {', '.join(CLASS_KEYS)}")
+        try:
+            values[key] = float(value)
+        except ValueError:
+            raise SettingsError(f"--class {name}: {key} takes a number, not {value!r}") from None
+    return RequestClass(
+        name=name,
+        prompt=Lengths(mean=values["input"], sigma=values["sigma"], most=_longest(options)),
+        output=Lengths(mean=values["output"], sigma=values["sigma"], most=_longest(options)),
+        objectives=Objectives(
+            ttft_s=values["ttft-ms"] / 1000.0, tpot_s=values["tpot-ms"] / 1000.0, ttft_stretch=values["ttft-stretch"]
+        ),
+        share=values["share"],
+    )
+
+
+def _longest(options: argparse.Namespace) -> int:
+    """Of a prompt and of an output: a heavy tail is cut so that both fit a worker."""
+    return max(1, min(4096, int(options.kv_tokens) // 2))
