@@ -78,6 +78,10 @@ class PrefillQueue:
             self._line.remove(prompt)
         return prompt
 
+    def ahead_s(self, prompt: QueuedPrompt, now: float) -> float:
+        """Work that would be done before a prompt that is not queued yet, if nothing else came."""
+        return self._line.ahead_s(prompt, now, self.work_s)
+
     def peek(self, now: float) -> QueuedPrompt | None:
         """The first of the next batch."""
         first = next(self._line.in_order(now), None)
@@ -128,6 +132,8 @@ class _Line(Protocol):
 
     def took(self, batch: list[QueuedPrompt]) -> None: ...
 
+    def ahead_s(self, prompt: QueuedPrompt, now: float, all_s: float) -> float: ...
+
 
 def _line_of(order: PrefillOrder) -> _Line:
     match order:
@@ -165,6 +171,12 @@ class _Ranked:
         for entry in self._popped[len(batch) :]:
             heapq.heappush(self._heap, entry)
         self._popped = []
+
+    def ahead_s(self, prompt: QueuedPrompt, now: float, all_s: float) -> float:
+        if self._order == "fcfs":
+            return all_s
+        rank = self._rank(prompt)
+        return sum(entry[3].work_s for entry in self._heap if entry[0] <= rank)
 
     def _rank(self, prompt: QueuedPrompt) -> float:
         match self._order:
@@ -212,6 +224,14 @@ class _FeasibleFirst:
         self._late = [entry for entry in self._late if entry[1] not in taken]
         others_s = sum(prompt.work_s for prompt in batch) - late_s
         self._debt_s = max(0.0, self._debt_s + LATE_SHARE * others_s - late_s) if self._late else 0.0
+
+    def ahead_s(self, prompt: QueuedPrompt, now: float, all_s: float) -> float:
+        """Late ones are overtaken, but for their share."""
+        before_s = sum(entry[2].work_s for entry in self._hopeful if entry[0] <= prompt.deadline)
+        if now + before_s + prompt.work_s > prompt.deadline:
+            return all_s
+        late_s = all_s - sum(entry[2].work_s for entry in self._hopeful)
+        return before_s + min(late_s, LATE_SHARE * before_s)
 
     def _set_late_apart(self, now: float) -> None:
         """Time only runs on: who is too late stays too late."""

@@ -78,10 +78,15 @@ def test_a_prompt_goes_beside_streams_that_have_slack_and_not_else() -> None:
     decode_s = DECODE.seconds(4, 2000)
     assert beside.ttft_s == pytest.approx(beside.damage_s + 3 * decode_s)
     assert beside.damage_s == pytest.approx(PREFILL.chunk_s(300))
-    assert chooses_beside(beside, load, elsewhere_s=2.0)
-    assert not chooses_beside(beside, load, elsewhere_s=0.1), "the queue is sooner"
+    assert chooses_beside(beside, load, elsewhere_s=2.0, objective_s=1.0)
+    assert not chooses_beside(beside, load, elsewhere_s=0.1, objective_s=0.05), "the queue is sooner"
+    assert not chooses_beside(beside, load, elsewhere_s=0.9, objective_s=1.0), "it is on time there, and slows nobody down"
+    assert not chooses_beside(beside, load, elsewhere_s=2.0, objective_s=0.3), "it is late here too"
     tight = StreamLoad(sequences=4, kv_tokens=2000, slack_s=0.1)
-    assert not chooses_beside(beside, tight, elsewhere_s=2.0)
+    assert not chooses_beside(beside, tight, elsewhere_s=2.0, objective_s=1.0)
+    idle = StreamLoad(sequences=0, kv_tokens=0, slack_s=math.inf)
+    alone = prefill_beside(TIME, idle, tokens=300, past=0, step_tokens=300)
+    assert chooses_beside(alone, idle, elsewhere_s=0.5, objective_s=1.0)
 
 
 def test_slack_is_what_is_left_of_the_objective() -> None:

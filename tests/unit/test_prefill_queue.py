@@ -122,6 +122,19 @@ def test_a_batch_fills_up_to_its_limit_and_never_makes_a_member_late() -> None:
     assert [each.handle for each in queue(prompt(0, 500, 9.0), limits=limits).next_batch(0.0)] == [0]
 
 
+def test_what_is_ahead_depends_on_the_order() -> None:
+    three = (prompt(0, 30, 9.0, 0.0), prompt(1, 10, 5.0, 1.0), prompt(2, 200, 0.5, 2.0))
+    new = prompt(3, 20, 6.0, 3.0)
+    ahead = {order: queue(*three, order=order) for order in ORDERS}
+    assert ahead["fcfs"].ahead_s(new, 0.0) == pytest.approx(2.4)
+    assert ahead["edf"].ahead_s(new, 0.0) == pytest.approx(2.1)
+    assert ahead["shortest_first"].ahead_s(new, 0.0) == pytest.approx(0.1)
+    late_apart = ahead["feasible_first"]
+    late_apart.peek(0.0)
+    assert late_apart.ahead_s(new, 0.0) == pytest.approx(0.1 * 1.1), "the late one is overtaken, but for its share"
+    assert late_apart.ahead_s(prompt(4, 30, 0.2, 3.0), 0.0) == pytest.approx(2.4), "late too: behind all"
+
+
 def test_a_prompt_is_queued_once() -> None:
     waiting = queue(prompt(0, 1, 1.0))
     with pytest.raises(InvariantBroken):

@@ -46,7 +46,8 @@ class GoodputSimulator:
         number = iter(range(deployment.workers))
         mixing = self._policies.free
         self._prompt_sites: list[Worker] = [
-            self._mixing(next(number)) if mixing else self._batching(next(number)) for _ in range(deployment.prefill)
+            self._mixing(next(number), deployment.batch.max_tokens) if mixing else self._batching(next(number))
+            for _ in range(deployment.prefill)
         ]
         self._decode = [self._mixing(next(number)) for _ in range(deployment.decode)]
         self._prompt_sites += [self._mixing(next(number)) for _ in range(deployment.both)]
@@ -79,8 +80,9 @@ class GoodputSimulator:
         worker = PrefillWorker(self._deployment, self._planner(PROMPTS_DONE, number, lambda: worker))
         return worker
 
-    def _mixing(self, number: int) -> MixingWorker:
-        worker = MixingWorker(self._deployment, self._planner(BOUNDARY, number, lambda: worker))
+    def _mixing(self, number: int, lone_tokens: int | None = None) -> MixingWorker:
+        planned = self._planner(BOUNDARY, number, lambda: worker)
+        worker = MixingWorker(self._deployment, planned, lone_tokens=lone_tokens)
         return worker
 
     def _planner(self, kind: int, number: int, worker: Callable[[], Worker]) -> Planned:
@@ -145,7 +147,7 @@ class GoodputSimulator:
         tokens = flight.arrival.prompt_tokens
         if isinstance(worker, PrefillWorker):
             transfer_s = self._deployment.transfer.seconds(tokens)
-            queue_s = worker.queue_s(now)
+            queue_s = worker.queue_s(flight, now)
             return prefill_cost_s(
                 self._time.prefill, queue_s=queue_s, prompt_tokens=tokens, cached_tokens=cached, transfer_s=transfer_s
             )
@@ -155,10 +157,10 @@ class GoodputSimulator:
     def _goes_beside(self, flight: Flight, elsewhere_s: float, now: float) -> bool:
         """Free placement: prefilled on the worker that will decode it."""
         worker = self._best_decode(flight, now)
-        load = worker.load_at(now)
+        load = worker.load_at(now, flight)
         tokens = flight.arrival.prompt_tokens
-        beside = prefill_beside(self._time, load, tokens=tokens, past=0, step_tokens=self._deployment.step_tokens)
-        if not chooses_beside(beside, load, elsewhere_s):
+        beside = prefill_beside(self._time, load, tokens=tokens, past=0, step_tokens=worker.step_tokens)
+        if not chooses_beside(beside, load, elsewhere_s, flight.objectives.ttft_for(flight.unloaded_s)):
             return False
         flight.split = False
         flight.cached_tokens = 0

@@ -6,13 +6,14 @@ joins, leaves or a prompt's chunk changes; who comes meanwhile gets in at the ne
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from common.policy.free_placement import StreamLoad, stream_slack_s
-from common.policy.prefill_queue import PrefillQueue, QueuedPrompt
+from common.policy.prefill_queue import PrefillQueue
 from common.simulation.goodput.deployment import Deployment
 from common.simulation.goodput.flight import Flight
-from common.simulation.goodput.prefill_worker import Planned
+from common.simulation.goodput.prefill_worker import Planned, queued_prompt
 from common.simulation.goodput.step_run import StepRun
 
 
@@ -34,7 +35,11 @@ class _Prompt:
 
 
 class MixingWorker:
-    def __init__(self, deployment: Deployment, planned: Planned) -> None:
+    """`lone_tokens`: positions of a step while nothing is decoded here; None: as many as of any step. A prefill worker that may
+    also decode has no stream to protect until one stays."""
+
+    def __init__(self, deployment: Deployment, planned: Planned, *, lone_tokens: int | None = None) -> None:
+        self._lone_tokens = deployment.step_tokens if lone_tokens is None else lone_tokens
         self._time = deployment.step_time
         self._deployment = deployment
         self._extra_step = not deployment.first_token_counts
@@ -62,6 +67,11 @@ class MixingWorker:
         return len(self._queued) + len(self._prompts)
 
     @property
+    def step_tokens(self) -> int:
+        """The most positions of a step now."""
+        return self._deployment.step_tokens if self._sequences else self._lone_tokens
+
+    @property
     def room_tokens(self) -> int:
         """Not yet promised to anybody."""
         return self._deployment.kv_tokens - self._reserved - self._queued_room
@@ -71,14 +81,16 @@ class MixingWorker:
         grown = self._run.done_before(now) * self._sequences if self._run is not None else 0
         return self._kv_tokens + grown + sum(flight.arrival.prompt_tokens for flight in self._waiting)
 
-    def prompt_queue_s(self, now: float) -> float:
-        """Seconds of prompt work in front of a new prompt, without the decode rows beside it."""
+    def prompt_queue_s(self, now: float, flight: Flight | None = None) -> float:
+        """Seconds of prompt work in front of that request's (None: of all), without the decode rows beside it."""
         prefill = self._time.prefill
         begun = sum(prefill.chunk_s(prompt.tokens - prompt.done, prompt.done) for prompt in self._prompts)
-        return begun + self._queue.work_s
+        if flight is None or not self._queued:
+            return begun + self._queue.work_s
+        return begun + self._queue.ahead_s(queued_prompt(flight, prefill), now)
 
-    def load_at(self, now: float) -> StreamLoad:
-        """With the least slack of any stream here, at the current step time."""
+    def load_at(self, now: float, flight: Flight | None = None) -> StreamLoad:
+        """With the least slack of any stream here, at the current step time, and the prompts in front of that request's."""
         kv_tokens = self.kv_tokens_at(now)
         step_s = self._time.decode.seconds(self._sequences, kv_tokens)
         steps = self._steps_done + (self._run.done_before(now) if self._run is not None else 0)
@@ -89,7 +101,7 @@ class MixingWorker:
             began = flight.first_token_s if flight.first_token_s is not None else now
             slack = stream_slack_s(tpot_s=flight.objectives.tpot_s, decoded=decoded, spent_s=now - began, left=left, step_s=step_s)
             slack_s = min(slack_s, slack)
-        return StreamLoad(sequences=self._sequences, kv_tokens=kv_tokens, slack_s=slack_s, queue_s=self.prompt_queue_s(now))
+        return StreamLoad(sequences=self._sequences, kv_tokens=kv_tokens, slack_s=slack_s, queue_s=self.prompt_queue_s(now, flight))
 
     def join(self, flight: Flight, now: float) -> None:
         """Its KV has arrived: it decodes from the next boundary on at which there is room."""
@@ -99,19 +111,9 @@ class MixingWorker:
 
     def offer_prompt(self, flight: Flight, now: float) -> None:
         """To be prefilled here, in chunks."""
-        tokens = flight.arrival.prompt_tokens - flight.cached_tokens
         self._queued[flight.number] = flight
         self._queued_room += self._need(flight)
-        self._queue.push(
-            QueuedPrompt(
-                handle=flight.number,
-                tokens=tokens,
-                past=flight.cached_tokens,
-                arrived_at=flight.arrival.arrived_s,
-                deadline=flight.deadline,
-                work_s=self._time.prefill.seconds(tokens, flight.cached_tokens),
-            )
-        )
+        self._queue.push(queued_prompt(flight, self._time.prefill))
         self._wake(now)
 
     def decode_here(self, flight: Flight, now: float) -> None:
@@ -192,19 +194,13 @@ class MixingWorker:
 
     def _give_chunks(self, now: float) -> int:
         """Share a step's positions among prompts, begun ones first; for how many steps the shares stay the same."""
-        budget = max(1, self._deployment.step_tokens - self._sequences)
+        budget = max(1, self.step_tokens - self._sequences)
         served = 0
         for prompt in self._prompts:
             prompt.chunk = min(budget, prompt.tokens - prompt.done)
             budget -= prompt.chunk
             served += prompt.chunk > 0
-        while budget > 0 and (head := self._queue.peek(now)) is not None and self._admits(self._queued[head.handle]):
-            (taken,) = self._queue.next_batch(now, alone=True)
-            flight = self._queued.pop(taken.handle)
-            self._queued_room -= self._need(flight)
-            self._reserved += self._need(flight)
-            flight.prefill_started_s = now
-            prompt = _Prompt(flight)
+        for prompt in self._let_prompts_in(now, budget):
             prompt.chunk = min(budget, prompt.tokens - prompt.done)
             budget -= prompt.chunk
             served += 1
@@ -213,6 +209,30 @@ class MixingWorker:
             return 0
         first = self._prompts[0]
         return max(1, (first.tokens - first.done) // first.chunk) if served == 1 else 1
+
+    def _let_prompts_in(self, now: float, budget: int) -> Iterator[_Prompt]:
+        """As long as there is budget and room; where nothing is decoded, batches as a prefill worker makes them."""
+        if not self._sequences and not self._prompts and self._lone_tokens > self._deployment.step_tokens:
+            batch = self._queue.next_batch(now)
+            for index, queued in enumerate(batch):
+                if not self._admits(self._queued[queued.handle]):
+                    for left in batch[index:]:
+                        self._queue.push(left)
+                    return
+                yield self._begin_prompt(queued.handle, now)
+            return
+        while budget > 0 and (head := self._queue.peek(now)) is not None and self._admits(self._queued[head.handle]):
+            self._queue.next_batch(now, alone=True)
+            prompt = self._begin_prompt(head.handle, now)
+            budget -= min(budget, prompt.tokens - prompt.done)
+            yield prompt
+
+    def _begin_prompt(self, handle: int, now: float) -> _Prompt:
+        flight = self._queued.pop(handle)
+        self._queued_room -= self._need(flight)
+        self._reserved += self._need(flight)
+        flight.prefill_started_s = now
+        return _Prompt(flight)
 
     def _pace(self) -> tuple[float, float]:
         """The first step's time and how much each next one takes more."""

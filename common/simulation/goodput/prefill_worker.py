@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from common.policy.prefill_preemption import Interrupted, preempts
 from common.policy.prefill_queue import PrefillQueue, QueuedPrompt
+from common.policy.step_time import PrefillTime
 from common.simulation.goodput.deployment import Deployment
 from common.simulation.goodput.flight import Flight
 
@@ -31,23 +32,14 @@ class PrefillWorker:
     def waiting(self) -> int:
         return len(self._flights)
 
-    def queue_s(self, now: float) -> float:
-        """Predicted seconds until a prompt that comes now would be begun, were it last."""
+    def queue_s(self, flight: Flight, now: float) -> float:
+        """Predicted seconds until the request's prompt would be begun, had it come now."""
         busy_s = 0.0 if self._busy_until is None else max(0.0, self._busy_until - now)
-        return busy_s + self._queue.work_s + self._rest_s(self._in_chunk)
+        return busy_s + self._queue.ahead_s(queued_prompt(flight, self._time), now) + self._rest_s(self._in_chunk)
 
     def offer(self, flight: Flight, now: float) -> None:
-        tokens = flight.arrival.prompt_tokens - flight.cached_tokens
-        prompt = QueuedPrompt(
-            handle=flight.number,
-            tokens=tokens,
-            past=flight.cached_tokens,
-            arrived_at=flight.arrival.arrived_s,
-            deadline=flight.deadline,
-            work_s=self._time.seconds(tokens, flight.cached_tokens),
-        )
         self._flights[flight.number] = flight
-        self._queue.push(prompt)
+        self._queue.push(queued_prompt(flight, self._time))
         if self._busy_until is None:
             self._begin(now)
 
@@ -103,3 +95,15 @@ class PrefillWorker:
         done = self._rest_done + in_chunk
         left = self._rest.tokens - done
         return self._time.chunked_s(left, self._rest.past + done, self._chunk_tokens) if left else 0.0
+
+
+def queued_prompt(flight: Flight, time: PrefillTime) -> QueuedPrompt:
+    tokens = flight.arrival.prompt_tokens - flight.cached_tokens
+    return QueuedPrompt(
+        handle=flight.number,
+        tokens=tokens,
+        past=flight.cached_tokens,
+        arrived_at=flight.arrival.arrived_s,
+        deadline=flight.deadline,
+        work_s=time.seconds(tokens, flight.cached_tokens),
+    )
