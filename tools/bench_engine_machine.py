@@ -54,6 +54,10 @@ def look_at_machine(cores: tuple[int, ...]) -> Machine:
     return Machine(cpu=name, features=features, cores=cores, load_average=os.getloadavg()[0], busy_share=max(0.0, busy))
 
 
+def cpu_name() -> str:
+    return _cpu()[0]
+
+
 def _busy_s(cores: tuple[int, ...], stat: Path = Path("/proc/stat")) -> float:
     """Seconds in which these cores did something, or were taken away by the machine beneath this one."""
     wanted = {f"cpu{core}" for core in cores}

@@ -18,6 +18,7 @@ class Subcommand:
 SUBCOMMANDS = {
     "serve": Subcommand("tools.serve", "start the whole mesh on this machine: segue serve [MODEL]"),
     "chat": Subcommand("tools.chat", "talk to a running server in the terminal"),
+    "bench": Subcommand("tools.bench_load_main", "measure goodput, of Segue or any OpenAI-compatible server"),
     "doctor": Subcommand("tools.doctor", "check this machine and say what to do"),
     "settings": Subcommand("tools.settings", "list every setting: flag, environment variable, file key, default"),
     "message-reference": Subcommand("tools.message_reference", "print the page of all messages, made from the code"),
