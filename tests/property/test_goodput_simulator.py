@@ -4,7 +4,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.policy.placement import PlacementRule
@@ -97,6 +97,13 @@ def test_split_in_closed_form_is_step_by_step_to_the_last_bit(
 
 
 @settings(max_examples=80, deadline=None)
+@example(
+    requests=[(0, 21, 40, False), (0, 200, 40, False), (0, 1, 1, False)],
+    order="feasible_first",
+    shape=(0, 0, 1),
+    tight=True,
+    step_tokens=16,
+)
 @given(REQUESTS, ORDERS, st.sampled_from([(0, 0, 1), (0, 0, 3), (1, 1, 1)]), st.booleans(), st.sampled_from([16, 64]))
 def test_colocated_in_closed_form_is_step_by_step(
     requests: list[tuple[int, int, int, bool]],

@@ -219,7 +219,7 @@ class GoodputSimulator:
         room = worker.room_tokens + flight.arrival.prompt_tokens + flight.arrival.output_tokens
         question = StayQuestion(
             tpot_s=flight.objectives.tpot_s,
-            there_tpot_s=self._decode_cost_s(there, flight, now) + transfer_s / predicted,
+            there_tpot_s=self._decode_cost_s(there, flight, predicted, now) + transfer_s / predicted,
             context_tokens=flight.arrival.prompt_tokens,
             output_tokens=predicted,
             room_tokens=room,
@@ -238,23 +238,26 @@ class GoodputSimulator:
 
     def _best_decode(self, flight: Flight, now: float) -> MixingWorker:
         sites = self._decode
+        if len(sites) == 1:
+            return sites[0]
+        predicted = self._predicted_output(flight)
         chosen = choose_site(
             self._policies.decode_rule,
             len(sites),
-            cost=lambda site: self._decode_cost_s(sites[site], flight, now),
+            cost=lambda site: self._decode_cost_s(sites[site], flight, predicted, now),
             waiting=lambda site: sites[site].streams,
             turn=flight.number,
             draws=self._rng,
         )
         return sites[chosen]
 
-    def _decode_cost_s(self, worker: MixingWorker, flight: Flight, now: float) -> float:
+    def _decode_cost_s(self, worker: MixingWorker, flight: Flight, predicted: float, now: float) -> float:
         return decode_cost_s(
             self._time.decode,
             sequences=worker.streams,
             kv_tokens=worker.kv_tokens_at(now),
             context_tokens=flight.arrival.prompt_tokens,
-            output_tokens=self._predicted_output(flight),
+            output_tokens=predicted,
             room_tokens=worker.room_tokens,
         )
 

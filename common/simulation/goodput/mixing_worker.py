@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from common.policy.free_placement import StreamLoad, stream_slack_s
 from common.policy.prefill_queue import PrefillQueue
+from common.policy.step_time import PrefillTime
 from common.simulation.goodput.deployment import Deployment
 from common.simulation.goodput.flight import Flight
 from common.simulation.goodput.prefill_worker import Planned, queued_prompt
@@ -32,6 +33,11 @@ class _Prompt:
         self.tokens = flight.arrival.prompt_tokens
         self.done = flight.cached_tokens
         self.chunk = 0
+
+    def left_s(self, time: PrefillTime, steps: int) -> float:
+        """Work left after that many steps of the current run."""
+        done = self.done + steps * self.chunk
+        return time.chunk_s(self.tokens - done, done)
 
 
 class MixingWorker:
@@ -55,6 +61,7 @@ class MixingWorker:
         self._sequences = 0
         self._kv_tokens = 0
         self._queued_room = 0
+        self._blocked = False
         self.version = 0
 
     @property
@@ -84,7 +91,8 @@ class MixingWorker:
     def prompt_queue_s(self, now: float, flight: Flight | None = None) -> float:
         """Seconds of prompt work in front of that request's (None: of all), without the decode rows beside it."""
         prefill = self._time.prefill
-        begun = sum(prefill.chunk_s(prompt.tokens - prompt.done, prompt.done) for prompt in self._prompts)
+        steps = self._run.done_before(now) if self._run is not None and self._prompts else 0
+        begun = sum(prompt.left_s(prefill, steps) for prompt in self._prompts)
         if flight is None or not self._queued:
             return begun + self._queue.work_s
         return begun + self._queue.ahead_s(queued_prompt(flight, prefill), now)
@@ -105,12 +113,14 @@ class MixingWorker:
 
     def join(self, flight: Flight, now: float) -> None:
         """Its KV has arrived: it decodes from the next boundary on at which there is room."""
+        self._blocked = False
         self._waiting.append(flight)
         self._queued_room += self._need(flight)
         self._wake(now)
 
     def offer_prompt(self, flight: Flight, now: float) -> None:
         """To be prefilled here, in chunks."""
+        self._blocked = False
         self._queued[flight.number] = flight
         self._queued_room += self._need(flight)
         self._queue.push(queued_prompt(flight, self._time.prefill))
@@ -138,7 +148,9 @@ class MixingWorker:
             self._kv_tokens -= flight.arrival.prompt_tokens + 1 + self._steps_of(flight)
             self._reserved -= self._need(flight)
             ended.append(flight)
-        return BoundaryEvents(ended, self._advance_prompts(steps, now) if self._prompts else [])
+        prefilled = self._advance_prompts(steps, now) if self._prompts else []
+        self._blocked = self._blocked and not ended and not prefilled
+        return BoundaryEvents(ended, prefilled)
 
     def plan(self, now: float) -> None:
         """Let in who waits, and run until something changes."""
@@ -211,17 +223,27 @@ class MixingWorker:
         return max(1, (first.tokens - first.done) // first.chunk) if served == 1 else 1
 
     def _let_prompts_in(self, now: float, budget: int) -> Iterator[_Prompt]:
-        """As long as there is budget and room; where nothing is decoded, batches as a prefill worker makes them."""
+        """As long as there is budget and room; where nothing is decoded, batches as a prefill worker makes them.
+
+        Where the first one does not fit, none is let in until somebody has come or left: the order may change with time alone,
+        but a small prompt that slips past a large one keeps it waiting for ever.
+        """
+        if self._blocked:
+            return
         if not self._sequences and not self._prompts and self._lone_tokens > self._deployment.step_tokens:
             batch = self._queue.next_batch(now)
             for index, queued in enumerate(batch):
                 if not self._admits(self._queued[queued.handle]):
                     for left in batch[index:]:
                         self._queue.push(left)
+                    self._blocked = True
                     return
                 yield self._begin_prompt(queued.handle, now)
             return
-        while budget > 0 and (head := self._queue.peek(now)) is not None and self._admits(self._queued[head.handle]):
+        while budget > 0 and (head := self._queue.peek(now)) is not None:
+            if not self._admits(self._queued[head.handle]):
+                self._blocked = True
+                return
             self._queue.next_batch(now, alone=True)
             prompt = self._begin_prompt(head.handle, now)
             budget -= min(budget, prompt.tokens - prompt.done)

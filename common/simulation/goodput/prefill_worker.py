@@ -35,7 +35,8 @@ class PrefillWorker:
     def queue_s(self, flight: Flight, now: float) -> float:
         """Predicted seconds until the request's prompt would be begun, had it come now."""
         busy_s = 0.0 if self._busy_until is None else max(0.0, self._busy_until - now)
-        return busy_s + self._queue.ahead_s(queued_prompt(flight, self._time), now) + self._rest_s(self._in_chunk)
+        ahead_s = self._queue.ahead_s(queued_prompt(flight, self._time), now) if len(self._queue) else 0.0
+        return busy_s + ahead_s + (self._rest_s(self._in_chunk) if self._rest is not None else 0.0)
 
     def offer(self, flight: Flight, now: float) -> None:
         self._flights[flight.number] = flight
