@@ -17,6 +17,7 @@ class CancelMemory:
 
     def __init__(self) -> None:
         self._told: OrderedDict[tuple[RequestId, WorkerId], tuple[float, int]] = OrderedDict()
+        self._over: OrderedDict[RequestId, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._told)
@@ -37,3 +38,13 @@ class CancelMemory:
         """The epoch of what was said last; 1 where that is not known."""
         told = self._told.get((request, worker))
         return 1 if told is None else told[1]
+
+    def over(self, request: RequestId) -> None:
+        """The request ran here, and does no more."""
+        self._over[request] = None
+        if len(self._over) > MAX_REMEMBERED:
+            self._over.popitem(last=False)
+
+    def was_ours(self, request: RequestId) -> bool:
+        """Whether it ran in this life of the gateway, as far as that is remembered."""
+        return request in self._over

@@ -75,7 +75,11 @@ _REFUSALS: dict[str, type[InvalidRequest | ContextTooLong | NeverFits | Unavaila
 class GatewayCore:
     """One per gateway process."""
 
-    def __init__(self, *, gateway: GatewayId, incarnation: Incarnation, slo: Slo | None = None) -> None:
+    def __init__(
+        self, *, gateway: GatewayId, incarnation: Incarnation, slo: Slo | None = None, strays_from: float = -math.inf
+    ) -> None:
+        """Before `strays_from` frames may come that a gateway of this id asked for which has died: its requests are adopted,
+        or their workers end them."""
         self.registry = WorkerRegistry()
         self.counters: Counter[str] = Counter()
         self._slo = slo if slo is not None else Slo()
@@ -83,6 +87,7 @@ class GatewayCore:
         self._incarnation = incarnation
         self._requests: dict[RequestId, GatewayRequest] = {}
         self._cancels = CancelMemory()
+        self._strays_from = strays_from
         self._effects: list[GatewayEffect] = []
 
     def take_effects(self) -> list[GatewayEffect]:
@@ -155,6 +160,7 @@ class GatewayCore:
         self.counters["dropped"] += 1
         for worker in request.involved:
             self._cancels.told(request_id, worker, now, epoch=request.epoch)
+        self._cancels.over(request_id)
         self._effects.append(Dropped(request_id=request_id))
 
     def cancel(self, request_id: RequestId, choice: int | None, now: float) -> None:
@@ -376,6 +382,10 @@ class GatewayCore:
 
     def _take(self, request: GatewayRequest, choice: int, worker: WorkerId, new: NewTokens, now: float) -> None:
         stream = request.streams[choice]
+        if _lacks_scores(request, stream, new):
+            self.counters["scores_lost"] += 1
+            self._raise_attempt(request, now, lost=None, full=None)
+            return
         had_gap = stream.has_gap
         delivered = stream.accept(request.attempt, new)
         if not delivered:
@@ -553,8 +563,10 @@ class GatewayCore:
         or the sequence has ended there, that is no surprise."""
         if entry.new.ending is not None or not self._cancels.is_due(RequestId(entry.request_id), worker, now):
             return
-        self.counters["stray_frames"] += 1
         request = self._requests.get(RequestId(entry.request_id))
+        if request is None and now < self._strays_from and not self._cancels.was_ours(RequestId(entry.request_id)):
+            return
+        self.counters["stray_frames"] += 1
         epoch = self._cancels.epoch(RequestId(entry.request_id), worker) if request is None else request.epoch
         self._send_cancel(worker, Cancel(request_id=entry.request_id, attempt=entry.attempt, choices=choices, epoch=epoch), now)
 
@@ -564,7 +576,18 @@ class GatewayCore:
 
     def _end(self, request: GatewayRequest, error: SegueError | None) -> None:
         del self._requests[request.request_id]
+        self._cancels.over(request.request_id)
         self._effects.append(Ended(request_id=request.request_id, error=error))
+
+
+def _lacks_scores(request: GatewayRequest, stream: TokenStream, new: NewTokens) -> bool:
+    """A worker that was given tokens does not know their log-probabilities. Where who adopts the request finds them nowhere
+    else, they are computed again."""
+    if not new.tokens or new.first + len(new.tokens) <= stream.next_index or new.first > stream.next_index:
+        return False
+    is_start = stream.choice == 0 and stream.next_index == 0
+    lacks_prompt = is_start and request.sampling.prompt_logprobs is not None and new.prompt_logprobs is None
+    return lacks_prompt or (request.sampling.logprobs is not None and len(new.logprobs) < len(new.tokens))
 
 
 def _deadline_passed() -> RequestFailed:

@@ -54,7 +54,10 @@ class RequestStore:
         """Before the first dispatch is sent. Raises StoreUnavailable: without a record nothing is admitted."""
         mark = owned.request.idempotency
         if not await self._store.create(self._key(owned), self._record(owned), ttl_s=RUNNING_TTL_S):
-            raise StoreUnavailable("a request of this id is there already", retry_after_s=1.0)
+            # placed again before its first admission was answered, or created by a write that we had given up
+            change = attempt_change(owned.attempt, owned.worker, owned.decode_worker)
+            if not await self._change(owned, change, ttl_s=RUNNING_TTL_S):
+                raise StoreUnavailable("a request of this id is there already", retry_after_s=1.0)
         owned.is_recorded = True
         if mark is not None:
             await self._store.refresh(self._names.idempotency_key(mark.key), ttl_s=RUNNING_TTL_S)

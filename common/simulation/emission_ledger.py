@@ -5,13 +5,14 @@ from collections.abc import Iterable
 
 from common.protocol.messages import Cancel, FrameEntry
 from common.values.errors import InvariantBroken
-from common.values.ids import WorkerId
+from common.values.ids import GatewayId, WorkerId
 
-_Stream = tuple[str, int, int]
+_Stream = tuple[str, int, int, GatewayId]
 
 
 class EmissionLedger:
-    """One per world. Not `exact`: a dispatch that arrives twice may run twice, and its tokens then leave twice."""
+    """One per world. Not `exact`: a dispatch that arrives twice may run twice, and its tokens then leave twice. An attempt is
+    one gateway's: two that own a request one after the other may give the same number to two placements."""
 
     def __init__(self, *, exact: bool) -> None:
         self._exact = exact
@@ -23,16 +24,16 @@ class EmissionLedger:
         for choice in (None,) if cancel.choices is None else cancel.choices:
             floors[choice] = max(cancel.attempt, floors.get(choice, 0))
 
-    def emitted(self, worker: WorkerId, life: int, entries: Iterable[FrameEntry]) -> None:
+    def emitted(self, worker: WorkerId, life: int, gateway: GatewayId, entries: Iterable[FrameEntry]) -> None:
         for entry in entries:
             floors = self._cancelled.get((worker, life, entry.request_id), {})
             if entry.attempt <= max(floors.get(None, 0), floors.get(entry.choice, 0)):
                 raise InvariantBroken(f"{worker} emits {entry.request_id} after it was cancelled there")
             if self._exact:
-                self._check_once(worker, entry)
+                self._check_once(worker, gateway, entry)
 
-    def _check_once(self, worker: WorkerId, entry: FrameEntry) -> None:
-        stream = (entry.request_id, entry.choice, entry.attempt)
+    def _check_once(self, worker: WorkerId, gateway: GatewayId, entry: FrameEntry) -> None:
+        stream = (entry.request_id, entry.choice, entry.attempt, gateway)
         following = self._next.get(stream, entry.new.first)
         if entry.new.first != following:
             raise InvariantBroken(f"{worker} emits index {entry.new.first} of {stream}, {following} is next")

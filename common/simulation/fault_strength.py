@@ -13,6 +13,8 @@ class FaultStrength:
 
     `snapshot_s` is the shortest time between two snapshots. `message_loss` and `message_twice` are shares of the broker's
     messages, `corruption` of the blocks that are copied, `leaving` of the clients (they leave, or end a choice early).
+    `impatience` is the share of clients that leave a gateway which has fallen silent and come back at another,
+    `abandonment` of those that never come back to what a gateway left behind.
     `deaths`, `freezes` and `drains` are of workers. `outages` are of the broker's server, `partitions` cut one process off
     from it, or two workers from each other; `breaks` are of control connections with both ends alive.
     """
@@ -27,6 +29,8 @@ class FaultStrength:
     corruption: float = 0.0
     leaving: float = 0.0
     deadlines: float = 0.0
+    impatience: float = 0.0
+    abandonment: float = 0.0
     deaths: int = 0
     freezes: int = 0
     drains: int = 0
@@ -50,7 +54,7 @@ _COUNTS = ("deaths", "freezes", "drains", "gateway_deaths", "gateway_freezes", "
 
 def without_faults(strength: FaultStrength) -> FaultStrength:
     """Nothing breaks any more; speeds stay, and bytes may still be spoilt."""
-    quiet = dict.fromkeys((*_COUNTS, "message_loss", "message_twice", "leaving", "deadlines"), 0)
+    quiet = dict.fromkeys((*_COUNTS, "message_loss", "message_twice", "leaving", "deadlines", "impatience", "abandonment"), 0)
     return replace(strength, **quiet)
 
 
@@ -60,7 +64,9 @@ def draw_strength(random: Random) -> FaultStrength:
     if kind < 0.35:
         fault = random.choice((None, *_COUNTS))
         once = {} if fault is None else {fault: 1}
-        return replace(calm, corruption=_share(random, 0.01, 0.5), leaving=_share(random, 0.1, 0.8), **once)
+        return replace(
+            calm, corruption=_share(random, 0.01, 0.5), leaving=_share(random, 0.1, 0.8), impatience=_share(random, 0.2, 1.0), **once
+        )
     most = 2 if kind < 0.7 else 6
     counts = {name: _count(random, most) for name in _COUNTS}
     return replace(
@@ -70,6 +76,8 @@ def draw_strength(random: Random) -> FaultStrength:
         corruption=_share(random, 0.01, 0.5),
         leaving=_share(random, 0.1, 0.8),
         deadlines=_share(random, 0.05, 0.3),
+        impatience=_share(random, 0.2, 1.0),
+        abandonment=_share(random, 0.05, 0.5),
         **counts,
     )
 

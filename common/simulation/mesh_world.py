@@ -9,22 +9,23 @@ from functools import partial
 from random import Random
 
 from common.protocol.messages import Snapshot, TokenFrame
+from common.simulation.client_returns import ClientReturns
 from common.simulation.emission_ledger import EmissionLedger
 from common.simulation.fault_strength import FaultStrength, draw_strength
-from common.simulation.random_requests import draw_prompt, draw_sampling
+from common.simulation.random_requests import MOST_CHOICES, draw_prompt, draw_sampling
 from common.simulation.shadow_kv import reference
 from common.simulation.simulated_broker import Away, SimulatedBroker
 from common.simulation.simulated_client import SimulatedClient
 from common.simulation.simulated_connections import SimulatedConnections
 from common.simulation.simulated_gateway import SimulatedGateway
 from common.simulation.simulated_process import SimulatedProcess
-from common.simulation.simulated_store import SimulatedStore
+from common.simulation.simulated_store import STORE_FAULTS, SimulatedStore
 from common.simulation.simulated_worker import SimulatedWorker
 from common.simulation.surroundings import Surroundings
 from common.simulation.worker_shape import LONG, SHORT, draw_shapes
 from common.simulation.world_laws import check_end, check_failures
 from common.values.errors import InvariantBroken
-from common.values.ids import GatewayId, RequestId, WorkerId
+from common.values.ids import GatewayId, Incarnation, RequestId, WorkerId
 
 SETTLED_S = 0.4
 SLOW_STEP_S = 0.08
@@ -48,6 +49,8 @@ class MeshWorld:
         self.network = SimulatedConnections(self.around)
         self.workers: dict[WorkerId, SimulatedWorker] = {}
         self.gateways: dict[GatewayId, SimulatedGateway] = {}
+        self.lost_gateways: dict[Incarnation, float] = {}
+        self.returns = ClientReturns(self.around, self.gateways)
         self.clients: list[SimulatedClient] = []
         self._faults_end_at = self.around.now
         self.around.note("world", self.strength)
@@ -107,22 +110,23 @@ class MeshWorld:
             return
         prompt = draw_prompt(random, [client.prompt for client in self.clients])
         sampling = draw_sampling(random, self.length.most_new_tokens)
-        choices = random.choice([1, 1, 2, 3])
+        choices = random.choice([1, 1, 2, MOST_CHOICES])
         client = SimulatedClient(
             request_id=RequestId(f"r{len(self.clients)}"),
             prompt=prompt,
             sampling=sampling,
             expected={choice: reference(prompt, sampling, choice, self.length.max_model_len)[0] for choice in range(choices)},
-            started_at=self.around.now,
-            deadline=self.around.now + random.choice([0.1, 3.0]) if random.random() < self.strength.deadlines else None,
+            come_back=self.returns.lost_connection,
+            deadline_s=random.choice([0.1, 3.0]) if random.random() < self.strength.deadlines else None,
+            lingers=random.random() < 0.5,
         )
-        gateway.start(client, choices)
-        if client.request_id in gateway.clients:
-            self.clients.append(client)
-            if random.random() < self.strength.leaving:
-                choice = random.choice([None, random.randrange(choices)])
-                leaves = random.random() * 40 * self.strength.step_s
-                gateway.process.after(leaves, "client", partial(gateway.cancel, client.request_id, choice))
+        gateway.start(client)
+        if client.cut:
+            return
+        self.clients.append(client)
+        if random.random() < self.strength.leaving:
+            choice = random.choice([None, random.randrange(choices)])
+            self.around.schedule.after(random.random() * 40 * self.strength.step_s, partial(self.returns.ends, client, choice))
 
     # ------------------------------------------------------------------ faults
 
@@ -171,6 +175,7 @@ class MeshWorld:
         if up:
             self.around.counts["gateway_death"] += 1
             gateway = self.around.random.choice(up)
+            self.lost_gateways[gateway.incarnation] = self.around.now
             gateway.die()
             self._restart_later(gateway.process, gateway.start_again, self._lasts(0.3, 1.0, 6.0))
 
@@ -182,6 +187,9 @@ class MeshWorld:
 
     def _freeze_gateway(self) -> None:
         self._freeze([gateway.process for gateway in self.gateways.values()], "gateway_freeze")
+        for gateway in self.gateways.values():
+            if gateway.process.frozen:
+                self.returns.fell_silent(gateway)
 
     def _freeze(self, processes: list[SimulatedProcess], what: str) -> None:
         awake = [process for process in processes if process.awake]
@@ -215,7 +223,7 @@ class MeshWorld:
 
     def _cut_store(self) -> None:
         self.around.counts["store_outage"] += 1
-        self.store.cut(self._lasts(0.2, 2.0, 5.0))
+        self.store.cut(self._lasts(0.2, 2.0, 5.0), self.around.random.choice(STORE_FAULTS))
 
     def _processes(self) -> list[SimulatedProcess]:
         workers = [worker.process for worker in self.workers.values()]

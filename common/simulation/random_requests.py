@@ -4,6 +4,8 @@ from random import Random
 
 from common.values.sampling import SamplingParameters
 
+MOST_CHOICES = 3
+
 
 def draw_prompt(random: Random, known: list[tuple[int, ...]]) -> tuple[int, ...]:
     old = random.choice([(), *known])
@@ -16,6 +18,6 @@ def draw_sampling(random: Random, most_new_tokens: int) -> SamplingParameters:
         max_tokens=random.choice([1, 2, most_new_tokens // 4, most_new_tokens // 2, most_new_tokens]),
         seed=random.randint(0, 3),
         ignore_eos=random.random() < 0.7,
-        logprobs=0,
+        logprobs=random.choice([0, 0, None]),
         prompt_logprobs=random.choice([None, None, None, 0]),
     )

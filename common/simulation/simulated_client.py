@@ -1,68 +1,81 @@
-"""A client of the simulated mesh, and the laws that it can see: its tokens are right, gapless and once; one end, with a cause."""
+"""A client of the simulated mesh, and the laws that it can see: its tokens are right, gapless and once; one end, with a cause.
 
+Whatever happens to its gateway, it comes back at any gateway with the last token that it has kept, and goes on from there.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from common.mesh.gateway_effects import Deliver
+from common.ports.generation import TokenEvent
 from common.simulation.shadow_kv import logprob_of
-from common.values.errors import InvariantBroken, SegueError
+from common.simulation.simulated_process import SimulatedProcess
+from common.simulation.streamed_request import StreamedRequest
+from common.values.errors import InvariantBroken, Moved, SegueError
 from common.values.ids import RequestId
 from common.values.sampling import SamplingParameters
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class SimulatedClient:
-    """`expected` is what each choice makes alone; `attempt` is the present one.
+    """`expected` is what each choice makes alone; `reads` is what it listens to now, `at` the gateway that it is connected to.
 
-    `cut`: its gateway died, so that it can see no more.
+    `come_back` is called where its connection ended before the request did. `cut`: it never comes back, or its gateway died
+    before it knew of its request. `left_at` is when it left a gateway that had fallen silent, until it is served again.
     """
 
     request_id: RequestId
     prompt: tuple[int, ...]
     sampling: SamplingParameters
     expected: dict[int, list[int]]
-    started_at: float
-    deadline: float | None = None
-    attempt: int = 0
+    come_back: Callable[["SimulatedClient"], None]
+    deadline_s: float | None = None
+    lingers: bool = False
     tokens: dict[int, list[int]] = field(default_factory=dict)
     ended_choices: set[int] = field(default_factory=set)
     cancelled_choices: set[int] = field(default_factory=set)
+    reads: StreamedRequest | None = None
+    at: SimulatedProcess | None = None
     cancelled: bool = False
     cut: bool = False
     accepted: bool = False
+    left_at: float | None = None
+    lost_at: float | None = None
+    resumes: int = 0
     ends: int = 0
     error: SegueError | None = None
-    heard_at: float | None = None
-    longest_silence_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.tokens = {choice: [] for choice in self.expected}
 
     @property
     def over(self) -> bool:
         return bool(self.ends) or self.cut
 
-    def on_accepted(self) -> None:
-        _require(not self.ends and not self.accepted, "a request was accepted twice, or after its end")
-        self.accepted = True
+    def on_events(self, events: Sequence[TokenEvent]) -> None:
+        for event in events:
+            self._on_event(event)
 
-    def on_tokens(self, effect: Deliver, now: float) -> None:
-        choice, new = effect.choice, effect.new
-        tokens = self.tokens.setdefault(choice, [])
-        _require(self.accepted, "tokens of a request that nobody had accepted")
+    def _on_event(self, event: TokenEvent) -> None:
+        choice, tokens = event.choice, self.tokens[event.choice]
         _require(not self.ends, "tokens after a request's end")
         _require(choice not in self.cancelled_choices | self.ended_choices, "tokens after a choice's end")
-        _require(new.first == len(tokens), f"token {new.first} where {len(tokens)} is next")
-        tokens.extend(new.tokens)
-        _require(tokens == self.expected[choice][: len(tokens)], "other tokens than without faults")
-        positions = range(len(self.prompt) + new.first, len(self.prompt) + len(tokens))
-        _require(new.logprobs == tuple(map(logprob_of, positions)), "log-probabilities of other tokens, or none")
-        if self.sampling.prompt_logprobs is not None and choice == 0 and new.first == 0:
-            wanted = tuple(logprob_of(position) for position in range(1, len(self.prompt)))
-            _require(new.prompt_logprobs == wanted, "the prompt's log-probabilities are missing, or others")
-        if new.ending is not None:
+        _require(event.index == len(tokens), f"token {event.index} where {len(tokens)} is next")
+        if event.token is not None:
+            tokens.append(event.token)
+            _require(tokens == self.expected[choice][: len(tokens)], "other tokens than without faults")
+            score = None if self.sampling.logprobs is None else logprob_of(len(self.prompt) + event.index)
+            _require(event.logprobs == score, "log-probabilities of other tokens, or none")
+            if self.sampling.prompt_logprobs is not None and choice == 0 and event.index == 0:
+                wanted = tuple(logprob_of(position) for position in range(1, len(self.prompt)))
+                _require((event.prompt_logprobs or ()) == wanted, "the prompt's log-probabilities are missing, or others")
+        if event.ending is not None:
             _require(tokens == self.expected[choice], "a choice ended early")
             self.ended_choices.add(choice)
-        self.longest_silence_s = max(self.longest_silence_s, now - (self.heard_at or now))
-        self.heard_at = now
 
     def on_end(self, error: SegueError | None) -> None:
+        if isinstance(error, Moved):
+            self.disconnected()
+            return
         self.ends += 1
         _require(self.ends == 1, "a request ended twice")
         self.error = error
@@ -70,6 +83,21 @@ class SimulatedClient:
             for choice in self.expected:
                 done = choice in self.cancelled_choices or choice in self.ended_choices
                 _require(done, f"the request ended, choice {choice} did not")
+
+    def disconnected(self) -> None:
+        """The connection ended before the request did, or before the client was served."""
+        self.reads = self.at = None
+        if self.over:
+            return
+        if not self.accepted:
+            self.cut = True
+        else:
+            self.come_back(self)
+
+    def forget_after(self, choice: int, kept: int) -> None:
+        """It comes back with an earlier id than it could."""
+        del self.tokens[choice][kept:]
+        self.ended_choices.discard(choice)
 
 
 def _require(holds: bool, what: str) -> None:

@@ -1,11 +1,15 @@
-"""A gateway of the simulated mesh: the real core in a process that can freeze, die and start again, with its clients.
+"""A gateway of the simulated mesh: the real core, record keeping and adoption in a process that can freeze, die and start
+again, with its clients.
 
 It does what the gateway's shell does: writes the attempt into the record before a dispatch, asks with time-outs, pings the
-broker where a probe was not answered, ticks while requests run.
+broker where a probe was not answered, keeps its records, ticks while requests run.
 """
 
+from collections.abc import Callable
 from functools import partial
 
+from common.mesh.adoption import adopted_request, logged_tokens
+from common.mesh.attachment import Attachable, EndedElsewhere, Ours, TakenOver
 from common.mesh.gateway import GatewayCore
 from common.mesh.gateway_effects import (
     Accepted,
@@ -18,6 +22,11 @@ from common.mesh.gateway_effects import (
     SendDispatch,
     SendReplay,
 )
+from common.mesh.owner_watch import SILENT_FOR_S
+from common.mesh.request_keeper import RequestKeeper
+from common.mesh.request_progress import recorded_generation
+from common.mesh.request_store import RequestStore
+from common.ports.generation import GenerationRequest
 from common.protocol.messages import Dispatch, DispatchReply, FrameEntry, ReplayEntry, Snapshot, TokenFrame, decode_inbox, encode
 from common.simulation.simulated_broker import SimulatedBroker
 from common.simulation.simulated_client import SimulatedClient
@@ -25,18 +34,24 @@ from common.simulation.simulated_process import SimulatedProcess
 from common.simulation.simulated_store import SimulatedStore
 from common.simulation.simulated_worker import SimulatedWorker
 from common.simulation.stray_work import StrayWork
+from common.simulation.streamed_request import StreamedRequest
 from common.simulation.surroundings import Surroundings
-from common.simulation.worker_shape import MODEL
-from common.values.errors import BrokerUnavailable, InvariantBroken, StoreUnavailable, Unavailable
+from common.simulation.virtual_coroutine import drive
+from common.simulation.worker_shape import MODEL, NAMES
+from common.values.errors import BrokerUnavailable, InvariantBroken, Moved, RequestFailed, SegueError, Unavailable
 from common.values.ids import GatewayId, Incarnation, RequestId, WorkerId
 
+DISPATCH_TIMEOUT_S = 2.0
+REPLAY_TIMEOUT_S = 1.0
 PING_TIMEOUT_S = 1.0
 RENEWAL_S = 1.0
+KEEPING_S = 1.0
 MOST_DISPATCHES_AT_ONCE = 8
+TENANT = ""
 
 
 class SimulatedGateway:
-    """`clients` are those of all lives; those of an earlier life are `cut`."""
+    """`clients` are all that are connected here."""
 
     def __init__(
         self,
@@ -48,7 +63,7 @@ class SimulatedGateway:
     ) -> None:
         self.gateway = GatewayId(name)
         self.process = SimulatedProcess(name, around)
-        self.clients: dict[RequestId, SimulatedClient] = {}
+        self.clients: list[SimulatedClient] = []
         self._around = around
         self._broker = broker
         self._store = store
@@ -58,22 +73,35 @@ class SimulatedGateway:
     # ------------------------------------------------------------------ lives
 
     def _begin(self) -> None:
-        self.core = GatewayCore(gateway=self.gateway, incarnation=self.incarnation)
+        strays_from = self._around.now + SILENT_FOR_S
+        self.core = GatewayCore(gateway=self.gateway, incarnation=self.incarnation, strays_from=strays_from)
+        records = RequestStore(
+            self._store.client(self.process),
+            NAMES,
+            gateway=self.gateway,
+            incarnation=self.incarnation,
+            wall_clock=lambda: self._around.now,
+        )
+        self.kept: RequestKeeper[StreamedRequest] = RequestKeeper(records, clock=lambda: self._around.now, on_lost=self._lose)
+        self._known: dict[RequestId, StreamedRequest] = {}
         self._ticking = False
         self._dispatched_now: dict[RequestId, tuple[float, int]] = {}
         self._asked: set[tuple[str, int, int]] = set()
         self._strays = StrayWork()
         self.process.after(RENEWAL_S, "renewal", self._renew)
+        self.process.after(KEEPING_S, "keeping", self._keep)
 
     @property
     def incarnation(self) -> Incarnation:
-        return Incarnation(str(self.process.life))
+        return Incarnation(f"{self.gateway}.{self.process.life}")
 
     def die(self) -> None:
-        for client in self.clients.values():
-            client.cut = client.cut or not client.ends
         self.process.die()
         self._broker.forget(self.process)
+        clients, self.clients = self.clients, []
+        for client in clients:
+            if client.at is self.process:
+                client.disconnected()
 
     def start_again(self) -> None:
         self.process.start_again()
@@ -81,40 +109,119 @@ class SimulatedGateway:
 
     # ------------------------------------------------------------------ clients
 
-    def start(self, client: SimulatedClient, choices: int) -> None:
-        """Where the request is turned away at once, there is no client."""
-        if not self._broker.connected(self.process):
-            self._around.counts["start_unavailable"] += 1
-            return
+    def start(self, client: SimulatedClient) -> None:
+        """Where the request is turned away at once, the client is `cut`."""
+        request = GenerationRequest(
+            request_id=client.request_id,
+            model=MODEL.name,
+            prompt=client.prompt,
+            sampling=client.sampling,
+            choices=len(client.expected),
+            deadline_s=client.deadline_s,
+            lingers=client.lingers,
+        )
+        now = self._around.now
         try:
+            if not self._broker.connected(self.process):
+                raise BrokerUnavailable("the message broker is not connected")
             self.core.start(
                 request_id=client.request_id,
                 model=MODEL,
                 prompt=client.prompt,
                 sampling=client.sampling,
-                choices=choices,
+                choices=len(client.expected),
                 salt=b"",
-                deadline=client.deadline,
-                now=self._around.now,
+                deadline=None if client.deadline_s is None else now + client.deadline_s,
+                now=now,
             )
         except Unavailable:
             self._around.counts["start_unavailable"] += 1
+            client.cut = True
             return
-        self._around.note(self.gateway, f"starts {client.request_id}: {len(client.prompt)} tokens, {choices} choices")
-        self.clients[client.request_id] = client
+        self._around.note(self.gateway, f"starts {client.request_id}: {len(client.prompt)} tokens, {len(client.expected)} choices")
+        owned = self._streamed(request)
+        self._connect(client)
+        self._own(owned)
+        owned.join(client)
         self._after_event()
 
-    def cancel(self, request_id: RequestId, choice: int | None) -> None:
-        client = self.clients[request_id]
-        if client.over:
+    def attach(self, client: SimulatedClient, failed: Callable[[SegueError], None]) -> None:
+        """A client comes back. `failed` is told why it cannot be served."""
+        self._around.note(self.gateway, f"{client.request_id} comes back with { ({c: len(t) for c, t in client.tokens.items()}) }")
+        self._connect(client)
+        coroutine = self.kept.attach(client.request_id, TENANT, may_take=lambda: self._broker.connected(self.process))
+        drive(coroutine, partial(self._attached, client), failed)
+
+    def cancel(self, client: SimulatedClient, choice: int | None) -> None:
+        """The client ends a choice, or all."""
+        if client.over or client.at is not self.process or client.reads is None:
             return
-        self._around.note(self.gateway, f"client cancels {request_id} choice {choice}")
+        self._around.note(self.gateway, f"client cancels {client.request_id} choice {choice}")
         if choice is None:
             client.cancelled = True
         else:
             client.cancelled_choices.add(choice)
+        client.reads.cancel(choice)
+
+    def left(self, client: SimulatedClient, streamed: StreamedRequest) -> None:
+        """The connection of a client that is elsewhere by now."""
+        self._around.note(self.gateway, f"{client.request_id} has left")
+        streamed.leave(client)
+
+    def _connect(self, client: SimulatedClient) -> None:
+        client.at = self.process
+        self.clients.append(client)
+
+    def _streamed(self, request: GenerationRequest) -> StreamedRequest:
+        return StreamedRequest(request, cancel_in_mesh=self._cancel, clock=lambda: self._around.now)
+
+    def _own(self, owned: StreamedRequest) -> None:
+        self.kept.add(owned)
+        self._known[owned.request_id] = owned
+
+    def _attached(self, client: SimulatedClient, found: Attachable[StreamedRequest]) -> None:
+        self._around.note(self.gateway, f"found {client.request_id}: {type(found).__name__}")
+        self._around.counts[f"attached_{type(found).__name__}"] += 1
+        match found:
+            case Ours(owned=owned):
+                owned.lingers = True
+            case EndedElsewhere():
+                owned = self._ended(client.request_id, found)
+            case TakenOver():
+                owned = self._adopt(client.request_id, found)
+        owned.join(client)
+        if client.cut:
+            owned.leave(client)
+        for choice in sorted(client.cancelled_choices):
+            owned.cancel(choice)
+
+    def _ended(self, request_id: RequestId, found: EndedElsewhere) -> StreamedRequest:
+        owned = self._streamed(recorded_generation(request_id, found.record))
+        owned.accepted = True
+        for choice, new in logged_tokens(found.record.facts, found.log).items():
+            owned.deliver(choice, new)
+        failed = found.record.error
+        owned.finish(None if failed is None else RequestFailed(failed.message, code=failed.code, status=failed.status))
+        return owned
+
+    def _adopt(self, request_id: RequestId, found: TakenOver) -> StreamedRequest:
+        record, now = found.record, self._around.now
+        deadline = None if record.facts.deadline_s is None else now + record.facts.deadline_s
+        request = adopted_request(request_id, record, found.log, epoch=found.epoch, deadline=deadline)
+        owned = self._streamed(recorded_generation(request_id, record))
+        owned.taken_over(record, epoch=found.epoch, attempt=request.attempt)
+        owned.accepted = True
+        self._own(owned)
+        self.core.adopt(request, logged_tokens(record.facts, found.log), now)
+        self._after_event()
+        return owned
+
+    def _cancel(self, request_id: RequestId, choice: int | None) -> None:
         self.core.cancel(request_id, choice, self._around.now)
         self._after_event()
+        owned = self.kept.get(request_id)
+        if choice is not None and owned is not None and owned.is_recorded:
+            drive(self.kept.record_choice(owned, choice), _nothing)
 
     # ------------------------------------------------------------------ what arrives
 
@@ -123,20 +230,20 @@ class SimulatedGateway:
         now = self._around.now
         before = {}
         for entry in frame.entries:
-            client = self.clients.get(RequestId(entry.request_id))
-            if client is not None and (client.over or entry.attempt < client.attempt):
-                before[client.request_id, entry.choice] = len(client.tokens.get(entry.choice, ()))
+            owned = self._known.get(RequestId(entry.request_id))
+            if owned is not None and (owned.is_over or entry.attempt < owned.attempt):
+                before[owned.request_id, entry.choice] = len(owned.choices[entry.choice].tokens)
                 self._strays.heard(frame.worker, frame.incarnation, entry, now)
         self.core.on_frame(frame, now)
         self._after_event()
         fresh = {(RequestId(entry.request_id), entry.choice) for entry in frame.entries if entry.attempt == self._attempt(entry)}
         for (request_id, choice), tokens in before.items():
-            if (request_id, choice) not in fresh and len(self.clients[request_id].tokens.get(choice, ())) != tokens:
+            if (request_id, choice) not in fresh and len(self._known[request_id].choices[choice].tokens) != tokens:
                 raise InvariantBroken("tokens of a dead attempt were delivered")
 
     def _attempt(self, entry: FrameEntry) -> int:
-        client = self.clients.get(RequestId(entry.request_id))
-        return 0 if client is None else client.attempt
+        owned = self._known.get(RequestId(entry.request_id))
+        return 0 if owned is None else owned.attempt
 
     def on_snapshot(self, snapshot: Snapshot) -> None:
         self.core.on_snapshot(snapshot, self._around.now)
@@ -160,6 +267,14 @@ class SimulatedGateway:
             self.core.registry.expire(self._around.now)
         else:
             self.core.registry.refresh(self._around.now)
+        self._around.counts["left_unread"] += self.kept.end_unread()
+
+    def _keep(self) -> None:
+        drive(self.kept.keep(), lambda _: self.process.after(KEEPING_S, "keeping", self._keep))
+
+    def _lose(self, request_id: RequestId) -> None:
+        self.core.drop(request_id, self._around.now)
+        self._after_event()
 
     def _after_event(self) -> None:
         for effect in self.core.take_effects():
@@ -173,11 +288,8 @@ class SimulatedGateway:
 
     def _perform(self, effect: GatewayEffect) -> None:
         match effect:
-            case SendDispatch(dispatch=dispatch):
-                self._check_no_loop(RequestId(dispatch.request_id))
-                self.clients[RequestId(dispatch.request_id)].attempt = dispatch.attempt
-                recorded = partial(self._recorded, effect)
-                self._store.record(self.process, dispatch.request_id, dispatch.attempt, recorded)
+            case SendDispatch():
+                self._record(effect)
             case SendReplay():
                 self._ask_replay(effect)
             case SendCancel(worker=worker, cancel=cancel):
@@ -187,14 +299,22 @@ class SimulatedGateway:
                 receiver = self._workers[worker]
                 self._broker.publish(self.process, receiver.process, receiver.on_tell_cache, "tell cache")
             case Accepted(request_id=request_id):
-                self.clients[request_id].on_accepted()
+                self._of(request_id).was_accepted()
             case Deliver():
                 self._around.note(self.gateway, f"delivers {effect.request_id}.{effect.choice} from {effect.new.first}")
-                self.clients[effect.request_id].on_tokens(effect, self._around.now)
-            case Dropped():
-                raise InvariantBroken("a request was given up to another gateway, which nobody asked for")
+                self._of(effect.request_id).deliver(effect.choice, effect.new)
+            case Dropped(request_id=request_id):
+                self._around.counts["dropped"] += 1
+                self._around.note(self.gateway, f"drops {request_id}")
+                self.kept.remove(request_id).finish(Moved("another gateway goes on with this request"))
             case Ended():
                 self._end(effect)
+
+    def _of(self, request_id: RequestId) -> StreamedRequest:
+        owned = self.kept.get(request_id)
+        if owned is None:
+            raise InvariantBroken(f"the core runs {request_id}, which nobody owns")
+        return owned
 
     def _check_no_loop(self, request_id: RequestId) -> None:
         """However many workers refuse, no request is dispatched over and over at one moment."""
@@ -204,16 +324,19 @@ class SimulatedGateway:
         if count > MOST_DISPATCHES_AT_ONCE:
             raise InvariantBroken("a loop of dispatches at one moment")
 
-    def _recorded(self, effect: SendDispatch, written: bool) -> None:
-        """Without the store nothing new is admitted; what runs may be placed again."""
+    def _record(self, effect: SendDispatch) -> None:
+        """The record shows the attempt before its worker is told."""
         dispatch = effect.dispatch
         request_id = RequestId(dispatch.request_id)
-        if self.clients[request_id].over:
+        self._check_no_loop(request_id)
+        owned = self._of(request_id)
+        owned.placed(dispatch.attempt, effect.worker, dispatch.decode_worker)
+        drive(self.kept.record_placement(owned), partial(self._recorded, effect), partial(self._dispatch_failed, effect))
+
+    def _recorded(self, effect: SendDispatch, wanted: bool) -> None:
+        if not wanted:
             return
-        if not written and dispatch.attempt == 1:
-            self.core.abort(request_id, dispatch.attempt, StoreUnavailable("the store is away"), self._around.now)
-            self._after_event()
-            return
+        dispatch = effect.dispatch
         worker = self._workers[effect.worker]
         decoded = decode_inbox(encode(dispatch))
         if not isinstance(decoded, Dispatch):
@@ -224,8 +347,8 @@ class SimulatedGateway:
             timeout_s=effect.within_s,
             handle=partial(worker.on_dispatch, decoded),
             answered=partial(self._dispatch_answered, effect),
-            failed=partial(self._dispatch_failed, effect),
-            what=f"dispatch {request_id} attempt {dispatch.attempt} decode {dispatch.decode_worker}",
+            failed=partial(self._dispatch_failed, effect, BrokerUnavailable("the connection was lost")),
+            what=f"dispatch {dispatch.request_id} attempt {dispatch.attempt} decode {dispatch.decode_worker}",
         )
 
     def _dispatch_answered(self, effect: SendDispatch, reply: DispatchReply | None) -> None:
@@ -235,8 +358,7 @@ class SimulatedGateway:
         self.core.on_dispatch_answer(RequestId(dispatch.request_id), dispatch.attempt, effect.worker, reply, self._around.now)
         self._after_event()
 
-    def _dispatch_failed(self, effect: SendDispatch) -> None:
-        error = BrokerUnavailable("the connection was lost")
+    def _dispatch_failed(self, effect: SendDispatch, error: SegueError) -> None:
         self.core.abort(RequestId(effect.dispatch.request_id), effect.dispatch.attempt, error, self._around.now)
         self._after_event()
 
@@ -276,8 +398,13 @@ class SimulatedGateway:
         self._after_event()
 
     def _end(self, effect: Ended) -> None:
-        client = self.clients[effect.request_id]
+        owned = self.kept.remove(effect.request_id)
         self._around.note(self.gateway, f"ends {effect.request_id}: {effect.error!r}")
-        client.on_end(effect.error)
+        owned.finish(effect.error)
         if effect.error is not None:
             self._around.counts[f"failed_{getattr(effect.error, 'code', '?')}"] += 1
+        drive(self.kept.record_end(owned, effect.error), _nothing)
+
+
+def _nothing(_: object) -> None:
+    return None

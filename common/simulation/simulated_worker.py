@@ -5,7 +5,7 @@ ticks come every second. Tokens come from the shadow engine, which sees every wr
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -38,15 +38,20 @@ from common.protocol.messages import (
     Snapshot,
     TokenFrame,
 )
+from common.protocol.request_record import RUNNING_TTL_S
+from common.protocol.token_log_backlog import LogPart, TokenLogBacklog
 from common.simulation.emission_ledger import EmissionLedger
+from common.simulation.owner_laws import OwnerLaws
 from common.simulation.schedule import Action
 from common.simulation.shadow_kv import EOS, VOCABULARY, ShadowKv, ShadowStep
 from common.simulation.simulated_connections import Connection, SimulatedConnections
 from common.simulation.simulated_copies import SimulatedPull, check_landing
 from common.simulation.simulated_peers import SimulatedPeers
 from common.simulation.simulated_process import SimulatedProcess
+from common.simulation.simulated_store import SimulatedStore
 from common.simulation.surroundings import Surroundings
-from common.simulation.worker_shape import BLOCK, FINGERPRINT, MODEL, WorkerShape
+from common.simulation.virtual_coroutine import drive
+from common.simulation.worker_shape import BLOCK, FINGERPRINT, MODEL, NAMES, WorkerShape
 from common.values.errors import InvariantBroken
 from common.values.ids import GatewayId, Incarnation, ReservationId, WorkerId
 from common.values.transfer import PullOutcome
@@ -58,6 +63,8 @@ SETTLE_S = 0.6
 DRAIN_S = 10.0
 PAGE_NAMES = 8
 ANNOUNCE_TIMEOUT_S = 1.0
+LOG_INTERVAL_S = 0.1
+LOG_RETRY_S = 1.0
 
 
 class WorkersWorld(Protocol):
@@ -69,6 +76,10 @@ class WorkersWorld(Protocol):
     def network(self) -> SimulatedConnections: ...
     @property
     def ledger(self) -> EmissionLedger: ...
+    @property
+    def store(self) -> SimulatedStore: ...
+    @property
+    def lost_gateways(self) -> Mapping[Incarnation, float]: ...
     @property
     def workers(self) -> dict[WorkerId, "SimulatedWorker"]: ...
     def publish_frame(self, worker: "SimulatedWorker", gateway: GatewayId, frame: TokenFrame) -> None: ...
@@ -116,7 +127,11 @@ class SimulatedWorker:
         self._state: WorkerState = state
         self._numbers = 0
         self._snapshot_due = False
+        self._backlog = TokenLogBacklog(self.incarnation, self.core.token_log)
+        self._store = self._world.store.client(self.process)
+        self._log_due = False
         self._owners = OwnerWatch()
+        self._owner_laws = OwnerLaws(self.worker, self.core)
         self._watched_at = self._around.now
         self._say_snapshot()
         self.process.after(TICK_S * self._around.random.random(), "tick", self._tick)
@@ -133,7 +148,7 @@ class SimulatedWorker:
 
     @property
     def incarnation(self) -> Incarnation:
-        return Incarnation(str(self.process.life))
+        return Incarnation(f"{self.worker}.{self.process.life}")
 
     def die(self) -> None:
         """SIGKILL: connections end at once, and so do copies that the process served."""
@@ -176,7 +191,10 @@ class SimulatedWorker:
 
     def on_replay(self, items: Iterable[ReplayItem], gateway: str, incarnation: str) -> tuple[Incarnation, list[ReplayEntry]]:
         """The answer says which incarnation gave it."""
-        return self.incarnation, self.core.on_replay(items, gateway, incarnation)
+        asked = list(items)
+        answer = self.core.on_replay(asked, gateway, incarnation)
+        self._owner_laws.asked(asked, answer, GatewayId(gateway))
+        return self.incarnation, answer
 
     def on_tell_cache(self) -> None:
         self.core.prefix_log.restart()
@@ -186,8 +204,13 @@ class SimulatedWorker:
         self._owners.beat(gateway, incarnation, self._around.now)
 
     def on_cancel(self, cancel: Cancel) -> None:
-        self._world.ledger.cancelled(self.worker, self.process.life, cancel)
-        self.core.on_cancel(cancel, self._around.now)
+        if self._owner_laws.cancel_counts(cancel):
+            self._world.ledger.cancelled(self.worker, self.process.life, cancel)
+            self.core.on_cancel(cancel, self._around.now)
+        else:
+            self._around.counts["old_owners_cancel"] += 1
+            with self._owner_laws.nothing_ends(cancel):
+                self.core.on_cancel(cancel, self._around.now)
         self._after_event()
 
     def on_snapshot(self, snapshot: Snapshot) -> None:
@@ -221,11 +244,13 @@ class SimulatedWorker:
         late, self._watched_at = now - self._watched_at > 2 * TICK_S, now
         if late or not self._world.broker_answers(self):
             self._owners.refresh(now)
+            self._owner_laws.undisturbed_since = now
             return
         for owner in self._owners.lost(self.core.owners(), now):
             self._around.counts["owner_lost"] += 1
             self.core.on_owner_lost(owner, now)
             self._after_event()
+        self._owner_laws.check_lost(self._world.lost_gateways, now)
 
     def _say_snapshot(self) -> None:
         self._world.announce(self, Snapshot(snapshot=self._snapshot(), cache=self.core.prefix_log.take(PAGE_NAMES)))
@@ -287,7 +312,10 @@ class SimulatedWorker:
     def _perform(self, effect: WorkerEffect) -> None:
         match effect:
             case SendTokens():
-                self._world.ledger.emitted(self.worker, self.process.life, effect.entries)
+                self._owner_laws.emitted(effect.gateway, effect.entries)
+                self._world.ledger.emitted(self.worker, self.process.life, effect.gateway, effect.entries)
+                self._backlog.mark(effect.entries)
+                self._log_soon(LOG_INTERVAL_S)
                 frame = TokenFrame(worker=self.worker, incarnation=self.incarnation, entries=list(effect.entries))
                 self._world.publish_frame(self, effect.gateway, frame)
             case SendNotices():
@@ -315,6 +343,34 @@ class SimulatedWorker:
     def _send_notice(self, gateway: GatewayId, notices: tuple[SequenceNotice, ...]) -> None:
         frame = TokenFrame(worker=self.worker, incarnation=self.incarnation, entries=[], notices=list(notices))
         self._world.publish_frame(self, gateway, frame)
+
+    # ------------------------------------------------------------------ the token log
+
+    def _log_soon(self, seconds: float) -> None:
+        if not self._log_due:
+            self._log_due = True
+            self.process.after(seconds, "log", self._write_log)
+
+    def _write_log(self) -> None:
+        parts = self._backlog.take()
+        lists = {NAMES.log_key(request): entries for request, entries in self._backlog.entries(parts).items()}
+        if not lists:
+            self._log_written(parts, {})
+            return
+        coroutine = self._store.append(lists, ttl_s=RUNNING_TTL_S)
+        drive(coroutine, partial(self._log_written, parts), lambda error: self._log_failed(parts))
+
+    def _log_written(self, parts: list[LogPart], lengths: Mapping[str, int]) -> None:
+        self._around.counts["log_entries"] += len(parts)
+        self._backlog.written(parts, {part.key.request_id: lengths[NAMES.log_key(part.key.request_id)] for part in parts})
+        self._log_due = False
+        if not self._backlog.is_empty:
+            self._log_soon(LOG_INTERVAL_S)
+
+    def _log_failed(self, parts: list[LogPart]) -> None:
+        self._backlog.failed(parts)
+        self._log_due = False
+        self._log_soon(LOG_INTERVAL_S + LOG_RETRY_S)
 
     def _announced(self, ticket: int) -> None:
         self.core.on_announced(ticket)

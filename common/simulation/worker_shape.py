@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from random import Random
 
+from common.protocol.subjects import Names
 from common.values.ids import ModelKey
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.worker import Role
 
 BLOCK = 4
 MODEL = ModelKey("m", "1")
+NAMES = Names("simulated")
 FINGERPRINT = Fingerprint(weights="w", dtype="float32", layout=KvLayout(layers=1, kv_heads=1, head_dim=1, block_size=BLOCK))
 
 

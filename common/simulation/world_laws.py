@@ -11,6 +11,7 @@ from common.values.errors import (
     Overloaded,
     RequestFailed,
     StoreUnavailable,
+    StreamNotFound,
     Unavailable,
 )
 
@@ -42,7 +43,11 @@ def _has_cause(world: "MeshWorld", client: SimulatedClient) -> bool:
     several = strength.single_faults > 1 or strength.message_loss > 0.0
     match client.error:
         case RequestFailed(code="deadline_exceeded"):
-            return client.deadline is not None
+            return client.deadline_s is not None
+        case RequestFailed(code="cancelled"):
+            return client.cancelled or (client.left_at is not None and not client.lingers)
+        case StreamNotFound():
+            return several and counts["store_emptied"] > 0
         case RequestFailed(code="request_poisoned"):
             return several
         case NeverFits():

@@ -23,6 +23,7 @@ from common.mesh.gateway_effects import (
     SendDispatch,
     SendReplay,
 )
+from common.mesh.owner_watch import SILENT_FOR_S
 from common.mesh.request_keeper import RequestKeeper
 from common.mesh.request_store import RequestStore
 from common.ports.broker import Broker, Message
@@ -83,7 +84,7 @@ class LiveMesh:
         self._broker = broker
         self._store = store
         self._names = names
-        self._core = GatewayCore(gateway=gateway, incarnation=incarnation)
+        self._core = GatewayCore(gateway=gateway, incarnation=incarnation, strays_from=self._now() + SILENT_FOR_S)
         self._admission = Admission()
         self.refusals = MessageRefusals()
         self._records = RequestStore(store, names, gateway=gateway, incarnation=incarnation, wall_clock=time.time)

@@ -1,0 +1,65 @@
+"""A request that a simulated gateway owns, with the clients that read it there."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from common.mesh.request_progress import CancelInMesh, RequestProgress
+from common.ports.generation import GenerationRequest
+from common.simulation.worker_shape import MODEL
+from common.values.errors import InvariantBroken, SegueError
+from common.values.tokens import NewTokens
+
+if TYPE_CHECKING:
+    from common.simulation.simulated_client import SimulatedClient
+
+
+class StreamedRequest(RequestProgress):
+    def __init__(self, request: GenerationRequest, *, cancel_in_mesh: CancelInMesh, clock: Callable[[], float]) -> None:
+        super().__init__(request, MODEL, cancel_in_mesh=cancel_in_mesh, clock=clock)
+        self.accepted = False
+        self._readers: list[SimulatedClient] = []
+
+    def was_accepted(self) -> None:
+        if self.is_over or self.accepted:
+            raise InvariantBroken("a request was accepted twice, or after its end")
+        self.accepted = True
+        for client in self._of_readers():
+            client.accepted = True
+
+    def join(self, client: "SimulatedClient") -> None:
+        """Read from where the client is."""
+        self._readers.append(client)
+        self.unread_since = None
+        client.reads, client.lost_at = self, None
+        for choice in range(len(self.choices)):
+            self._show(client, choice)
+        if self.is_over:
+            client.on_end(self.error)
+
+    def leave(self, client: "SimulatedClient") -> None:
+        """The server sees a connection's end."""
+        self._readers.remove(client)
+        if not self._readers:
+            self.unread(accepted=self.accepted)
+
+    def deliver(self, choice: int, new: NewTokens) -> None:
+        if self.is_over or not self.accepted:
+            raise InvariantBroken("tokens after a request's end, or before it was accepted")
+        super().deliver(choice, new)
+        for client in self._of_readers():
+            self._show(client, choice)
+
+    def finish(self, error: SegueError | None) -> bool:
+        if not super().finish(error):
+            raise InvariantBroken("a request ended twice")
+        for client in self._of_readers():
+            client.on_end(self.error)
+        return True
+
+    def _of_readers(self) -> list["SimulatedClient"]:
+        """Those that still listen here: one that has gone elsewhere is noticed later."""
+        return [client for client in self._readers if client.reads is self]
+
+    def _show(self, client: "SimulatedClient", choice: int) -> None:
+        if choice not in client.ended_choices | client.cancelled_choices:
+            client.on_events(self.choices[choice].events(choice, len(client.tokens[choice])))
