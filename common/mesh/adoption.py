@@ -6,13 +6,14 @@ under a higher attempt. Both give the tokens that the old gateway had.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from common.mesh.gateway_request import GatewayRequest
 from common.protocol.request_record import RequestFacts, RequestRecord
 from common.protocol.stored_log import StoredChoice
 from common.protocol.token_stream import TokenStream
 from common.values.ids import RequestId
-from common.values.tokens import NewTokens
+from common.values.tokens import DEADLINE_CODE, NewTokens
 
 
 def adopted_request(
@@ -42,7 +43,8 @@ def adopted_request(
 
 
 def logged_tokens(facts: RequestFacts, log: Mapping[int, StoredChoice]) -> dict[int, NewTokens]:
-    """By choice: the part of the log that is complete, with all that was asked for; the rest is made again."""
+    """By choice: the part of the log that is complete, with all that was asked for; the rest is made again. That a worker kept the
+    deadline is not the choice's end, but the request's."""
     known: dict[int, NewTokens] = {}
     for choice, stored in log.items():
         if not 0 <= choice < facts.choices:
@@ -50,6 +52,8 @@ def logged_tokens(facts: RequestFacts, log: Mapping[int, StoredChoice]) -> dict[
         if facts.sampling.prompt_logprobs is not None and choice == 0 and stored.prompt_logprobs is None:
             continue
         new = stored.new_tokens(with_logprobs=facts.sampling.logprobs is not None)
+        if new.ending is not None and new.ending.error_code == DEADLINE_CODE:
+            new = replace(new, ending=None)
         if new.tokens or new.ending is not None:
             known[choice] = new
     return known

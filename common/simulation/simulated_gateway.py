@@ -189,9 +189,10 @@ class SimulatedGateway:
                 owned = self._ended(client.request_id, found)
             case TakenOver():
                 owned = self._adopt(client.request_id, found)
+        if client.over or client.at is not self.process:
+            owned.nobody_reads()
+            return
         owned.join(client)
-        if client.cut:
-            owned.leave(client)
         for choice in sorted(client.cancelled_choices):
             owned.cancel(choice)
 

@@ -39,6 +39,10 @@ class StreamedRequest(RequestProgress):
     def leave(self, client: "SimulatedClient") -> None:
         """The server sees a connection's end."""
         self._readers.remove(client)
+        self.nobody_reads()
+
+    def nobody_reads(self) -> None:
+        """Unless somebody does."""
         if not self._readers:
             self.unread(accepted=self.accepted)
 

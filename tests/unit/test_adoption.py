@@ -1,6 +1,7 @@
 """A request changes its gateway: what the core does that takes it over, and the one that loses it."""
 
 from common.mesh.adoption import adopted_request, logged_tokens
+from common.mesh.gateway import GatewayCore
 from common.mesh.gateway_effects import Deliver, Dropped, Ended, SendCancel, SendDispatch, SendReplay
 from common.protocol.request_record import (
     IdempotencyMark,
@@ -14,9 +15,9 @@ from common.protocol.request_record import (
     parse_record,
 )
 from common.protocol.stored_log import StoredChoice
-from common.values.ids import GatewayId, WorkerId
+from common.values.ids import GatewayId, Incarnation, WorkerId
 from common.values.sampling import SamplingParameters
-from common.values.tokens import NewTokens, PositionLogprobs
+from common.values.tokens import DEADLINE_CODE, Ending, NewTokens, PositionLogprobs
 from tests.gateway_driver import END, MODEL, Driver, R
 
 SCORE = PositionLogprobs(logprob=-1.0, rank=1)
@@ -131,3 +132,30 @@ def test_a_record_is_read_as_it_was_written() -> None:
     assert (over.state, over.prompt, over.error) == ("failed", (), error)
     kept = parse_record({**fields, **ending_change("ended", seconds={}, tokens=1, error=None, keep_prompt=True)})
     assert kept.prompt == (1, 2)
+
+
+def test_scores_that_nobody_has_any_more_are_computed_again() -> None:
+    """The worker was given tokens whose log-probabilities were lost with another one, before they came into the log."""
+    d = Driver()
+    d.know("a", 5.0)
+    stored = StoredChoice(attempt=2, tokens=[5, 6, 7], logprobs=[SCORE, None, None])
+    adopt(d, {0: stored}, sampling=SamplingParameters(max_tokens=8, seed=1, logprobs=0))
+    d.replay("a", "running", attempt=2, new=NewTokens(first=1, tokens=(6, 7, 8)), now=5.1)
+    [dispatch] = [effect.dispatch for effect in d.take() if isinstance(effect, SendDispatch)]
+    assert (dispatch.attempt, dispatch.choices[0].tokens) == (3, [5])
+
+
+def test_a_deadline_that_a_worker_kept_ends_the_adopted_request_not_its_choice() -> None:
+    stored = logged(5, 6)
+    stored.ending = Ending(reason="error", error_code=DEADLINE_CODE)
+    [known] = logged_tokens(facts(), {0: stored}).values()
+    assert (known.tokens, known.ending) == ((5, 6), None)
+
+
+def test_frames_for_a_gateway_that_died_under_this_id_are_left_to_who_adopts_the_request() -> None:
+    d = Driver()
+    d.core = GatewayCore(gateway=GatewayId("g"), incarnation=Incarnation("2"), strays_from=30.0)
+    d.frame("a", 0, 5, attempt=1, now=1.0)
+    assert not [effect for effect in d.take() if isinstance(effect, SendCancel)]
+    d.frame("a", 1, 6, attempt=1, now=31.0)
+    assert [effect for effect in d.take() if isinstance(effect, SendCancel)]
