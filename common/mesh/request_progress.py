@@ -28,7 +28,8 @@ class ChoiceTokens:
     def extend(self, new: NewTokens) -> None:
         self.tokens.extend(new.tokens)
         self.logprobs.extend(new.logprobs)
-        self.prompt_logprobs = new.prompt_logprobs or self.prompt_logprobs
+        if new.prompt_logprobs is not None:  # those of a prompt of one token are empty
+            self.prompt_logprobs = new.prompt_logprobs
         self.ending = new.ending or self.ending
 
     def whole(self) -> NewTokens:

@@ -95,12 +95,14 @@ def _extend(segment: StoredChoice, new: NewTokens) -> None:
     segment.logprobs.extend([None] * (len(segment.tokens) - len(segment.logprobs)))
     end = new.first + len(new.tokens)
     segment.logprobs[end - len(new.logprobs) : end] = new.logprobs
-    segment.prompt_logprobs = new.prompt_logprobs or segment.prompt_logprobs
+    if new.prompt_logprobs is not None:  # those of a prompt of one token are empty
+        segment.prompt_logprobs = new.prompt_logprobs
     segment.ending = new.ending or segment.ending
 
 
 def _complete(best: StoredChoice, other: StoredChoice) -> None:
-    best.prompt_logprobs = best.prompt_logprobs or other.prompt_logprobs
+    if best.prompt_logprobs is None:
+        best.prompt_logprobs = other.prompt_logprobs
     for index, (mine, token) in enumerate(zip(best.tokens, other.tokens, strict=False)):
         if mine != token:
             return

@@ -15,8 +15,9 @@ class FaultStrength:
     messages, `corruption` of the blocks that are copied, `leaving` of the clients (they leave, or end a choice early).
     `impatience` is the share of clients that leave a gateway which has fallen silent and come back at another,
     `abandonment` of those that never come back to what a gateway left behind.
-    `deaths`, `freezes` and `drains` are of workers. `outages` are of the broker's server, `partitions` cut one process off
-    from it, or two workers from each other; `breaks` are of control connections with both ends alive.
+    `deaths`, `freezes`, `hangs` (a step that never ends) and `drains` are of workers. `outages` are of the broker's server,
+    `partitions` cut one process off from it, or two workers from each other; `breaks` are of control connections with both
+    ends alive.
     """
 
     message_delay_s: float = 0.001
@@ -33,6 +34,7 @@ class FaultStrength:
     abandonment: float = 0.0
     deaths: int = 0
     freezes: int = 0
+    hangs: int = 0
     drains: int = 0
     gateway_deaths: int = 0
     gateway_freezes: int = 0
@@ -44,12 +46,16 @@ class FaultStrength:
     @property
     def single_faults(self) -> int:
         """How many times something breaks; a drain is not a fault."""
-        workers = self.deaths + self.freezes
+        workers = self.deaths + self.freezes + self.hangs
         gateways = self.gateway_deaths + self.gateway_freezes
         return workers + gateways + self.outages + self.partitions + self.breaks + self.store_outages
 
 
-_COUNTS = ("deaths", "freezes", "drains", "gateway_deaths", "gateway_freezes", "outages", "partitions", "breaks", "store_outages")
+_COUNTS = (
+    *("deaths", "freezes", "hangs", "drains"),
+    *("gateway_deaths", "gateway_freezes"),
+    *("outages", "partitions", "breaks", "store_outages"),
+)
 
 
 def without_faults(strength: FaultStrength) -> FaultStrength:

@@ -28,10 +28,13 @@ from common.values.errors import InvariantBroken
 from common.values.ids import GatewayId, Incarnation, RequestId, WorkerId
 
 SETTLED_S = 0.4
+RECORDED_S = 1.0
 SLOW_STEP_S = 0.08
 FAULTS_AMONG = 900
 LAST_ARRIVAL_S = 1.5
 QUIET_WITHIN_S = 60.0
+STEP_BOUND_S = 11.0
+"""After which a worker's watch on its steps has ended the process."""
 AWAY: tuple[Away, ...] = ("broken", "swallows", "late")
 
 
@@ -70,6 +73,7 @@ class MeshWorld:
         self.around.calm_down()
         self.around.note("world", "no more faults")
         self._wait_until_quiet()
+        self._run_until(self.around.now + RECORDED_S)
         check_failures(self)
         check_end(self)
 
@@ -136,6 +140,7 @@ class MeshWorld:
         planned: list[Callable[[], None]] = [
             *[self._kill_worker] * strength.deaths,
             *[self._freeze_worker] * strength.freezes,
+            *[self._hang_worker] * strength.hangs,
             *[self._drain_worker] * strength.drains,
             *[self._kill_gateway] * strength.gateway_deaths,
             *[self._freeze_gateway] * strength.gateway_freezes,
@@ -160,6 +165,21 @@ class MeshWorld:
             worker = self.around.random.choice(up)
             worker.die()
             self._restart_later(worker.process, worker.start_again, self._lasts(0.3, 1.0, 6.0))
+
+    def _hang_worker(self) -> None:
+        """A step that never ends, in a process that answers all the same, until its watch ends the process."""
+        ready = [worker for worker in self.workers.values() if worker.process.awake and not worker.hangs]
+        if ready:
+            self.around.counts["hang"] += 1
+            worker = self.around.random.choice(ready)
+            worker.hang()
+            life = worker.process.life
+            self.around.schedule.after(self._lasts(STEP_BOUND_S), partial(self._end_hanging, worker, life))
+
+    def _end_hanging(self, worker: SimulatedWorker, life: int) -> None:
+        if worker.process.up and worker.process.life == life:
+            worker.die()
+            self._restart_later(worker.process, worker.start_again, self._lasts(0.3, 1.0))
 
     def _drain_worker(self) -> None:
         """A rolling upgrade: somebody else must be there."""

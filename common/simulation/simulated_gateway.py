@@ -192,6 +192,7 @@ class SimulatedGateway:
         if client.over or client.at is not self.process:
             owned.nobody_reads()
             return
+        client.resumes += 1
         owned.join(client)
         for choice in sorted(client.cancelled_choices):
             owned.cancel(choice)

@@ -123,6 +123,7 @@ class SimulatedWorker:
         self.pulls: list[SimulatedPull] = []
         self._step = ShadowStep(self.kv)
         self._stepping = False
+        self.hangs = False
         self._seals: deque[SealBlocks] = deque()
         self._state: WorkerState = state
         self._numbers = 0
@@ -273,7 +274,14 @@ class SimulatedWorker:
             self._stepping = True
             self.process.after(self._around.takes(self._around.strength.step_s), "step", self._end_step)
 
+    def hang(self) -> None:
+        """The engine's thread never comes back from its step."""
+        self._around.note(self.worker, "hangs")
+        self.hangs = True
+
     def _end_step(self) -> None:
+        if self.hangs:
+            return
         self._stepping = False
         self.core.on_step(self._step.perform(), self._around.now)
         self.core.check_invariants()

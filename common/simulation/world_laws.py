@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from common.protocol.stored_log import assemble, decode_entry
 from common.simulation.simulated_client import SimulatedClient
-from common.simulation.worker_shape import BLOCK
+from common.simulation.worker_shape import BLOCK, NAMES
 from common.values.errors import (
     BrokerUnavailable,
     InvariantBroken,
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 def check_end(world: "MeshWorld") -> None:
     for client in world.clients:
         _require(client.over, f"{client.request_id} has no end")
+        if world.strength.single_faults <= 1:
+            _require(client.resumes <= 1, f"{client.request_id} had to come back {client.resumes} times")
+        if not client.cut and client.error is None and not client.cancelled:
+            _check_stored(world, client)
     for worker in world.workers.values():
         worker.core.check_invariants()
         _require(worker.pool.held == 0, f"{worker.worker} still holds {worker.pool.held} blocks")
@@ -29,6 +34,21 @@ def check_end(world: "MeshWorld") -> None:
         _require(worker.core.desk.offers_queued == 0, f"{worker.worker} still queues offers")
     for gateway in world.gateways.values():
         _require(gateway.core.active == 0, f"{gateway.gateway} still follows requests")
+
+
+def _check_stored(world: "MeshWorld", client: SimulatedClient) -> None:
+    """What the store shows of a request that went well, where nothing happened to the store or to who wrote there."""
+    counts = world.around.counts
+    if counts["store_outage"] + counts["gateway_death"] + len(client.cancelled_choices) > 0:
+        return
+    fields = world.store.read(NAMES.request_key(client.request_id))
+    state = None if fields is None else fields["state"].decode()
+    _require(state == "ended", f"the record of {client.request_id} says {state}")
+    log = assemble(decode_entry(data) for data in world.store.read_list(NAMES.log_key(client.request_id)))
+    for choice, expected in client.expected.items():
+        known = log[choice].new_tokens(with_logprobs=client.sampling.logprobs is not None)
+        whole = list(known.tokens) == expected and known.ending is not None
+        _require(whole, f"the log of {client.request_id} is not whole")
 
 
 def check_failures(world: "MeshWorld") -> None:

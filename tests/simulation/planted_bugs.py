@@ -10,21 +10,28 @@ from typing import Any
 
 import msgspec
 
+from common.mesh import gateway
 from common.mesh.cancel_memory import CancelMemory
 from common.mesh.gateway import GatewayCore
 from common.mesh.handoff_desk import HandoffDesk
+from common.mesh.owner_watch import OwnerWatch
+from common.mesh.request_store import RequestStore
 from common.mesh.worker import WorkerCore
 from common.policy.block_pool import BlockPool
+from common.protocol import stored_log
 from common.protocol.attempt_floor import AttemptFloors
 from common.protocol.handoff_receiver import Receiver
 from common.protocol.handoff_sender import BEFORE_LAST, Sender, SenderState, Sending
 from common.protocol.messages import Withdraw
+from common.protocol.stored_log import StoredChoice
 from common.protocol.token_log import SequenceLog
+from common.protocol.token_log_backlog import LogPart, TokenLogBacklog
 from common.protocol.token_stream import TokenStream
 from common.simulation.fault_strength import FaultStrength
 from common.simulation.simulated_copies import SimulatedPull
+from common.values.tokens import NewTokens
 
-Change = tuple[type, str, Callable[..., Any]]
+Change = tuple[Any, str, Callable[..., Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +153,77 @@ def _ignore_cancels_of_the_running(core: WorkerCore, cancel: Any, now: float) ->
     core._floors.cancel(cancel.request_id, cancel.attempt, cancel.choices, now)
 
 
+def _hear_everybody() -> tuple[Change, Change]:
+    """Workers take every cancel and every question for the present owner's."""
+    cancel, replay = WorkerCore.on_cancel, WorkerCore.on_replay
+    high = 1_000_000
+    return (
+        (WorkerCore, "on_cancel", lambda core, c, now: cancel(core, msgspec.structs.replace(c, epoch=high), now)),
+        (
+            WorkerCore,
+            "on_replay",
+            lambda core, items, *rest: replay(core, [msgspec.structs.replace(item, epoch=high) for item in items], *rest),
+        ),
+    )
+
+
+def _extend_over_gaps(segment: StoredChoice, new: NewTokens) -> None:
+    segment.tokens.extend(new.tokens)
+    segment.logprobs.extend(new.logprobs or [None] * len(new.tokens))
+    segment.prompt_logprobs = new.prompt_logprobs if segment.prompt_logprobs is None else segment.prompt_logprobs
+    segment.ending = new.ending or segment.ending
+
+
+def _begin_in_the_middle(backlog: TokenLogBacklog, part: LogPart) -> None:
+    part.log.stored_entries = 0
+    backlog._new[part.key] = None
+
+
+async def _write_without_comparing(store: RequestStore, owned: Any, change: Any, *, ttl_s: float) -> bool:
+    await store._store.put(store._key(owned), change, ttl_s=ttl_s)
+    return True
+
+
+SILENT_OWNERS = FaultStrength(gateway_freezes=3, impatience=1.0, step_s=0.05)
+
 BUGS = (
+    Bug(
+        name="no epoch check of cancels",
+        changes=_hear_everybody()[:1],
+        law="a cancel of an old owner",
+        weather=SILENT_OWNERS,
+    ),
+    Bug(name="no epoch check of questions", changes=_hear_everybody()[1:], law="answers an old owner", weather=SILENT_OWNERS),
+    Bug(
+        name="an adoption turns no frames",
+        changes=((SequenceLog, "take_owner", lambda log, owner: None),),
+        law="sends tokens",
+        weather=SILENT_OWNERS,
+    ),
+    Bug(
+        name="an owner does not compare before it sets",
+        changes=((RequestStore, "_change", _write_without_comparing),),
+        law="the record of",
+        weather=SILENT_OWNERS,
+    ),
+    Bug(
+        name="a log segment begins in the middle",
+        changes=((stored_log, "_extend", _extend_over_gaps), (TokenLogBacklog, "_begin_again", _begin_in_the_middle)),
+        law="",
+        weather=FaultStrength(gateway_deaths=2, store_outages=3, step_s=0.05),
+    ),
+    Bug(
+        name="lost scores are not missed",
+        changes=((gateway, "_lacks_scores", lambda request, stream, new: False),),
+        law="log-probabilities of other tokens",
+        weather=FaultStrength(deaths=3, gateway_deaths=3, store_outages=4, step_s=0.1),
+    ),
+    Bug(
+        name="a watch that forgets",
+        changes=((OwnerWatch, "lost", lambda watch, owners, now: []),),
+        law="left behind",
+        weather=FaultStrength(gateway_deaths=2, abandonment=1.0, step_s=0.6),
+    ),
     Bug(
         name="no attempt filter",
         changes=(_accept_any_attempt(), _take_frames_of_any_attempt()),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from common.simulation.fault_strength import FaultStrength
 from tools.simulate_faults import Outcome, run_seed, run_seeds
 
 ROOT = Path(__file__).parents[2]
@@ -44,11 +45,37 @@ def test_the_worlds_reach_what_they_are_for() -> None:
     """A law that is never put to the test holds easily."""
     seen = check(list(run_seeds(range(120))))
     for what in (
-        *("death", "freeze", "drain", "gateway_death", "gateway_freeze", "outage", "partition", "break", "store_outage"),
+        *("death", "freeze", "hang", "drain", "gateway_death", "gateway_freeze", "outage", "partition", "break", "store_outage"),
         *("lost_message", "handoffs", "dispatch_full", "Busy", "Refuse", "Withdraw", "ForwardedCancel", "Held"),
         *("block_copied", "block_checksum", "block_lost", "block_refused"),
     ):
         assert seen[what], f"no world has {what}"
+
+
+def test_gateways_lose_requests_to_each_other() -> None:
+    weather = FaultStrength(gateway_deaths=1, gateway_freezes=3, store_outages=2, impatience=1.0, step_s=0.3)
+    seen = check([run_seed(seed, strength=weather) for seed in range(40)])
+    for what in (
+        *("attached_TakenOver", "attached_EndedElsewhere", "attached_Ours", "left_silent", "dropped", "old_owners_cancel"),
+        *("log_entries", "store_refuses", "store_silent", "store_slow", "store_emptied"),
+    ):
+        assert seen[what], f"no world has {what}"
+
+
+def test_what_nobody_comes_back_to_ends_with_its_owners_lease() -> None:
+    """Gateways die while steps are slow, and no client returns: workers end what is left after 30 s."""
+    abandoned = FaultStrength(step_s=0.6, gateway_deaths=2, abandonment=1.0)
+    seen = check([run_seed(seed, strength=abandoned) for seed in range(25)])
+    assert seen["abandoned"]
+    assert seen["owner_lost"]
+
+
+def test_a_gateways_death_costs_one_resume() -> None:
+    """Whoever was accepted comes back once, at any gateway, and has all that was asked for."""
+    for fault in ("gateway_deaths", "gateway_freezes"):
+        weather = FaultStrength(step_s=0.05, impatience=1.0, **{fault: 1})
+        seen = check([run_seed(seed, strength=weather) for seed in range(40)])
+        assert seen["attached_TakenOver"]
 
 
 def test_a_seed_is_the_same_world_in_another_process() -> None:

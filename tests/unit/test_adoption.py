@@ -14,7 +14,7 @@ from common.protocol.request_record import (
     ownership,
     parse_record,
 )
-from common.protocol.stored_log import StoredChoice
+from common.protocol.stored_log import LogEntry, StoredChoice, assemble, decode_entry, encode_entry
 from common.values.ids import GatewayId, Incarnation, WorkerId
 from common.values.sampling import SamplingParameters
 from common.values.tokens import DEADLINE_CODE, Ending, NewTokens, PositionLogprobs
@@ -159,3 +159,10 @@ def test_frames_for_a_gateway_that_died_under_this_id_are_left_to_who_adopts_the
     assert not [effect for effect in d.take() if isinstance(effect, SendCancel)]
     d.frame("a", 1, 6, attempt=1, now=31.0)
     assert [effect for effect in d.take() if isinstance(effect, SendCancel)]
+
+
+def test_the_log_of_a_prompt_of_one_token_is_complete_without_scores_of_its_prompt() -> None:
+    entry = LogEntry(choice=0, attempt=1, writer="w", new=NewTokens(first=0, tokens=(5,), prompt_logprobs=()))
+    stored = assemble([decode_entry(encode_entry(entry))])
+    [known] = logged_tokens(facts(sampling=SamplingParameters(max_tokens=8, seed=1, prompt_logprobs=0)), stored).values()
+    assert (known.tokens, known.prompt_logprobs) == ((5,), ())
