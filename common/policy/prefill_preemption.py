@@ -6,7 +6,7 @@ counts is only whether more prompts are on time.
 
 from dataclasses import dataclass
 
-from common.policy.prefill_queue import QueuedPrompt
+from common.policy.queued_prompt import QueuedPrompt
 from common.policy.step_time import PrefillTime
 
 

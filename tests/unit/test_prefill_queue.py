@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.policy.prefill_preemption import Interrupted, chunk_tokens_for, preempts
-from common.policy.prefill_queue import BatchLimits, PrefillOrder, PrefillQueue, QueuedPrompt
+from common.policy.prefill_queue import BatchLimits, PrefillOrder, PrefillQueue
+from common.policy.queued_prompt import QueuedPrompt
 from common.policy.step_time import PrefillTime
 from common.values.errors import InvariantBroken
 from common.values.objectives import Objectives, Speed

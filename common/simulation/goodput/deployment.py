@@ -25,7 +25,8 @@ class TransferTime:
 class Policies:
     """`chunk_tokens`: longer prompts are computed in chunks on prefill workers, and an urgent one may go between; None: whole.
     `free`: a prompt may be prefilled on a decode worker, and a request may stay where it was prefilled. `late`: what admission
-    does with a request that cannot be good; None: no admission, everything is taken."""
+    does with a request that cannot be good; None: no admission, everything is taken. `share_allowance`: weighted tokens that a key
+    may have had lately before it gives way to others of its class; None: keys are not told apart."""
 
     order: PrefillOrder = "feasible_first"
     prefill_rule: PlacementRule = "least_seconds"
@@ -33,6 +34,7 @@ class Policies:
     chunk_tokens: int | None = None
     free: bool = False
     late: LatePolicy | None = None
+    share_allowance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

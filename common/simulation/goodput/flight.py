@@ -7,12 +7,14 @@ from common.values.objectives import Objectives, Speed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """`prefix`: names of the prompt's blocks from its beginning on (equal name, equal prefix), for the prefix cache."""
+    """`key`: who asks, for fair shares. `prefix`: names of the prompt's blocks from its beginning on (equal name, equal prefix),
+    for the prefix cache."""
 
     arrived_s: float
     prompt_tokens: int
     output_tokens: int
     request_class: str = ""
+    key: str = ""
     prefix: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -29,6 +31,7 @@ class Flight:
         "decoding_s",
         "ended_s",
         "first_token_s",
+        "gives_way",
         "number",
         "objectives",
         "prefill_started_s",
@@ -45,6 +48,7 @@ class Flight:
         self.cached_tokens = 0
         self.split = True
         self.refused = False
+        self.gives_way = False
         self.prefill_started_s: float | None = None
         self.first_token_s: float | None = None
         self.decoding_s: float | None = None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from common.policy.admission import DecodeOutlook, PrefillOutlook, Refused, decide_admission
+from common.policy.fair_share import FairShare
 from common.policy.free_placement import StayQuestion, chooses_beside, prefill_beside, stays
 from common.policy.output_length import OutputLengths
 from common.policy.placement import choose_site, decode_cost_s, prefill_cost_s
@@ -39,6 +40,7 @@ class GoodputSimulator:
         self._rng = rng
         self._events: list[_Event] = []
         self._lengths = OutputLengths()
+        self._shares: dict[str, FairShare] = {}
         self._turns = 0
         self._handed: dict[int, MixingWorker] = {}
         self._asked_s = 0.0
@@ -134,6 +136,7 @@ class GoodputSimulator:
         flight.cached_tokens = cached[chosen] if cached else 0
         if self._policies.late is not None and self._refuses(flight, cost(chosen), now):
             return
+        self._begin_share(flight)
         worker = self._prompt_sites[chosen]
         if self._policies.free and self._decode and self._goes_beside(flight, cost(chosen), now):
             return
@@ -198,7 +201,7 @@ class GoodputSimulator:
     def _pass_boundary(self, worker: MixingWorker, now: float) -> None:
         events = worker.boundary(now)
         for flight in events.ended:
-            self._lengths.observe(flight.arrival.request_class, flight.arrival.output_tokens)
+            self._end(flight, now)
         for flight in events.prefilled:
             self._remember(flight, worker)
             if self._deployment.first_token_counts and flight.arrival.output_tokens == 1:
@@ -272,7 +275,20 @@ class GoodputSimulator:
 
     def _end(self, flight: Flight, now: float) -> None:
         flight.ended_s = now
-        self._lengths.observe(flight.arrival.request_class, 1)
+        arrival = flight.arrival
+        self._lengths.observe(arrival.request_class, arrival.output_tokens)
+        if self._policies.share_allowance is not None:
+            self._shares[arrival.request_class].end(arrival.key, arrival.output_tokens, now)
+
+    def _begin_share(self, flight: Flight) -> None:
+        """Classes do not compete: each has its own account of its keys."""
+        allowance = self._policies.share_allowance
+        if allowance is None:
+            return
+        arrival = flight.arrival
+        if arrival.request_class not in self._shares:
+            self._shares[arrival.request_class] = FairShare(allowance)
+        flight.gives_way = self._shares[arrival.request_class].begin(arrival.key, arrival.prompt_tokens, arrival.arrived_s)
 
     def _check_all_ended(self, flights: Sequence[Flight]) -> None:
         """Law 1 of the mesh, here too."""

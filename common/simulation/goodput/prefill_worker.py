@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from common.policy.prefill_preemption import Interrupted, preempts
-from common.policy.prefill_queue import PrefillQueue, QueuedPrompt
+from common.policy.prefill_queue import PrefillQueue
+from common.policy.queued_prompt import QueuedPrompt
 from common.policy.step_time import PrefillTime
 from common.simulation.goodput.deployment import Deployment
 from common.simulation.goodput.flight import Flight
@@ -107,4 +108,5 @@ def queued_prompt(flight: Flight, time: PrefillTime) -> QueuedPrompt:
         arrived_at=flight.arrival.arrived_s,
         deadline=flight.deadline,
         work_s=time.seconds(tokens, flight.cached_tokens),
+        gives_way=flight.gives_way,
     )

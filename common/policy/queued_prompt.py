@@ -1,0 +1,18 @@
+"""A prompt that waits for a prefill worker."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedPrompt:
+    """`tokens` are still to compute after `past`; `work_s`: their predicted time in a step of their own. The deadline is
+    arrival plus a TTFT objective (length-aware where the objective is), less what follows the prefill. `gives_way`: its key has had
+    more than its share (feasible first serves it after those that have not)."""
+
+    handle: int
+    tokens: int
+    arrived_at: float
+    deadline: float
+    work_s: float
+    past: int = 0
+    gives_way: bool = False
