@@ -7,14 +7,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from common.policy.admission import LatePolicy
 from common.policy.placement import PlacementRule
 from common.policy.prefill_queue import BatchLimits, PrefillOrder
 from common.policy.step_time import DecodeLine, DecodeTime, PrefillTime, StepTime
 from common.simulation.goodput.deployment import Deployment, Policies, TransferTime
+from common.simulation.goodput.distserve_preset import KV_TOKENS, opt_13b
 from common.simulation.goodput.flight import Arrival, Flight
 from common.simulation.goodput.goodput_knee import find_knee
 from common.simulation.goodput.goodput_report import GoodputReport, report_of
 from common.simulation.goodput.goodput_simulator import GoodputSimulator
+from common.simulation.goodput.workloads import Lengths, RequestClass, Workload
 from common.values.objectives import Objectives
 
 UNIT = 2.0**-16
@@ -131,10 +134,10 @@ def test_colocated_in_closed_form_is_step_by_step(
 @settings(max_examples=60, deadline=None)
 @given(REQUESTS, st.sampled_from([None, "refuse", "best_effort"]), st.booleans())
 def test_free_placement_and_admission_lose_nothing_and_are_step_by_step(
-    requests: list[tuple[int, int, int, bool]], late: str | None, tight: bool
+    requests: list[tuple[int, int, int, bool]], late: LatePolicy | None, tight: bool
 ) -> None:
     arrivals = arrivals_of(requests)
-    policies = Policies(free=True, late=late)  # type: ignore[arg-type]
+    policies = Policies(free=True, late=late)
     kv_tokens = 300 if tight else 10_000
     deployment = Deployment(prefill=2, decode=2, step_time=TIME, kv_tokens=kv_tokens, step_tokens=64, policies=policies)
     flights = run(deployment, arrivals)
@@ -172,6 +175,22 @@ def test_feasible_first_carries_half_as_much_again_as_first_come_first_served() 
     ours = report("feasible_first", 1.5 * knee.rate)
     assert [each.name for each in ours.classes] == ["W1", "W2", "W3"]
     assert min(each.attained for each in ours.classes) >= 0.9
+
+
+def test_under_overload_admission_makes_more_requests_good_and_keeps_its_promises() -> None:
+    prompt, output = Lengths(mean=755.0, sigma=1.0, most=2000), Lengths(mean=200.0, sigma=0.9, most=4096)
+    objectives = Objectives(ttft_s=0.25, tpot_s=0.1)
+    workload = Workload(classes=(RequestClass(name="", prompt=prompt, output=output, objectives=objectives),))
+    arrivals = workload.draw(2000, 13.0, Random(4))
+
+    def flights(late: LatePolicy | None) -> list[Flight]:
+        deployment = Deployment(prefill=1, decode=2, step_time=opt_13b(), kv_tokens=KV_TOKENS, policies=Policies(late=late))
+        return GoodputSimulator(deployment, workload.objectives, Random(0)).run(arrivals)
+
+    without = report_of(flights(None)).total.attained
+    admitting = flights("refuse")
+    assert report_of(admitting).total.attained >= without + 0.2
+    assert report_of([flight for flight in admitting if not flight.refused]).total.attained >= 0.95
 
 
 def test_a_lone_request_takes_exactly_what_the_model_says() -> None:

@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
-from common.policy.admission import DecodeOutlook, PrefillOutlook, Refused, decide_admission
+from common.policy.admission import DecodeOutlook, PrefillOutlook, Refused, ServedLate, decide_admission
 from common.policy.fair_share import FairShare
 from common.policy.free_placement import StayQuestion, chooses_beside, prefill_beside, stays
 from common.policy.output_length import OutputLengths
@@ -194,6 +194,7 @@ class GoodputSimulator:
         if isinstance(decision, Refused):
             flight.refused = True
             return True
+        flight.gives_way = isinstance(decision, ServedLate)
         self._asked += 1
         self._asked_s += work_s
         return False
@@ -288,7 +289,8 @@ class GoodputSimulator:
         arrival = flight.arrival
         if arrival.request_class not in self._shares:
             self._shares[arrival.request_class] = FairShare(allowance)
-        flight.gives_way = self._shares[arrival.request_class].begin(arrival.key, arrival.prompt_tokens, arrival.arrived_s)
+        shares = self._shares[arrival.request_class]
+        flight.gives_way |= shares.begin(arrival.key, arrival.prompt_tokens, arrival.arrived_s)
 
     def _check_all_ended(self, flights: Sequence[Flight]) -> None:
         """Law 1 of the mesh, here too."""
