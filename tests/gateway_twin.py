@@ -13,7 +13,7 @@ from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from common.ports.generation import Attached, GenerationRequest, TokenEvent
+from common.ports.generation import Attached, GenerationRequest, RequestTimeline, TokenEvent
 from common.protocol.request_record import IdempotencyMark
 from common.values.errors import IdempotencyKeyReused, ModelNotFound, NeverFits, RequestFailed, SegueError, StreamNotFound
 from common.values.ids import ModelKey, RequestId
@@ -109,6 +109,9 @@ class TwinMesh:
             if request.request_id == request_id and request.tenant == tenant:
                 return Attached(request=request, generation=await self.start(request))
         raise StreamNotFound("there is no such stream")
+
+    async def timeline(self, request_id: RequestId, tenant: str) -> RequestTimeline:
+        raise StreamNotFound("there are no records here")
 
     async def claim(self, mark: IdempotencyMark, request_id: RequestId) -> RequestId:
         holder, digest = self.marks.setdefault(mark.key, (request_id, mark.digest))

@@ -19,6 +19,7 @@ from tools.bench_load.progress import ProgressBar
 from tools.bench_load.prompts import IdPrompts, Prompts, learn_words
 from tools.bench_load.request_class import Objective, RequestClass, describe
 from tools.bench_load.results_file import Point, PointKey, ResultsFile
+from tools.bench_load.timelines import with_timelines
 from tools.bench_load.trace_files import TraceRow, at_rate, fitting, parse_trace, shrunk
 from tools.bench_load_options import BenchOptions
 
@@ -146,6 +147,7 @@ class BenchRun:
 
         run = PointRun(plan, requests, client, time.monotonic, timeout_s=self._options.timeout_s, on_progress=show)
         results = await (run.open_loop() if concurrency is None else run.closed_loop(concurrency))
+        results = await with_timelines(results, client)
         point = Point(key=key, started_at=started_at, real_rate=real_rate(plan), results=tuple(results))
         self._results.add(point)
         return point

@@ -1,6 +1,6 @@
 """What the gateway's HTTP side needs from the mesh: start a generation, read its tokens, cancel it. No text here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +78,18 @@ class Attached:
     generation: Generation
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTimeline:
+    """What is known of an ended request: by which workers, at which attempt, and its moments in seconds since it was
+    accepted (`first_token`, `end`)."""
+
+    state: str
+    attempt: int
+    worker: str | None
+    decode_worker: str | None
+    seconds: Mapping[str, float]
+
+
 class MeshClient(Protocol):
     """The gateway's way into the mesh."""
 
@@ -100,6 +112,11 @@ class MeshClient(Protocol):
     async def attach(self, request_id: RequestId, tenant: str) -> Attached:
         """A running or ended request, wherever it runs: from another gateway it is taken over, and its readers there see it end
         with Moved. Raises StreamNotFound where there is none of this tenant, Unavailable."""
+        ...
+
+    async def timeline(self, request_id: RequestId, tenant: str) -> RequestTimeline:
+        """Of a request that has ended within the last minutes; while it runs, there are no moments yet. Raises StreamNotFound
+        where there is none of this tenant, StoreUnavailable."""
         ...
 
     async def claim(self, mark: IdempotencyMark, request_id: RequestId) -> RequestId:

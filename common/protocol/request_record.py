@@ -5,7 +5,7 @@ it has lost the request.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import msgspec
@@ -56,7 +56,8 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
-    """`prompt` is empty once the request has ended, unless its answer shows the prompt."""
+    """`prompt` is empty once the request has ended, unless its answer shows the prompt. `seconds`: the moments of an ended one,
+    since it was accepted."""
 
     state: RecordState
     owner: GatewayId
@@ -67,10 +68,12 @@ class RequestRecord:
     worker: WorkerId | None = None
     decode_worker: WorkerId | None = None
     error: RecordedError | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _facts = msgspec.msgpack.Decoder(RequestFacts)
+_seconds = msgspec.msgpack.Decoder(dict[str, float])
 _error = msgspec.msgpack.Decoder(RecordedError)
 
 
@@ -123,7 +126,7 @@ def ending_change(
 def parse_record(fields: Mapping[str, bytes]) -> RequestRecord:
     """Raises PeerError where this is no record of ours."""
     try:
-        error = fields.get("error")
+        error, seconds = fields.get("error"), fields.get("seconds")
         state = fields["state"].decode()
         if state not in ("running", "ended", "cancelled", "failed"):
             raise ValueError(f"state {state}")
@@ -137,6 +140,7 @@ def parse_record(fields: Mapping[str, bytes]) -> RequestRecord:
             worker=_worker(fields, "worker"),
             decode_worker=_worker(fields, "decode_worker"),
             error=_error.decode(error) if error else None,
+            seconds=_seconds.decode(seconds) if seconds else {},
         )
     except (KeyError, ValueError, TypeError, msgspec.DecodeError, RequestError) as error_:
         raise PeerError(f"malformed request record: {type(error_).__name__}") from error_

@@ -27,7 +27,7 @@ from common.mesh.owner_watch import SILENT_FOR_S
 from common.mesh.request_keeper import RequestKeeper
 from common.mesh.request_store import RequestStore
 from common.ports.broker import Broker, Message
-from common.ports.generation import Attached, GenerationRequest
+from common.ports.generation import Attached, GenerationRequest, RequestTimeline
 from common.ports.state_store import StateStore
 from common.protocol.messages import (
     GatewayBeat,
@@ -48,6 +48,7 @@ from common.values.errors import (
     Moved,
     PeerError,
     StoreUnavailable,
+    StreamNotFound,
     Unavailable,
 )
 from common.values.ids import GatewayId, Incarnation, RequestId
@@ -200,6 +201,18 @@ class LiveMesh:
         finally:
             del self._attaching[request_id]
             done.set()
+
+    async def timeline(self, request_id: RequestId, tenant: str) -> RequestTimeline:
+        record = await self._records.find(request_id)
+        if record is None or record.facts.tenant != tenant:
+            raise StreamNotFound("there is no such request; what has ended is kept for ten minutes")
+        return RequestTimeline(
+            state=record.state,
+            attempt=record.attempt,
+            worker=record.worker,
+            decode_worker=record.decode_worker,
+            seconds=record.seconds,
+        )
 
     async def claim(self, mark: IdempotencyMark, request_id: RequestId) -> RequestId:
         holder, digest = await self._records.claim(mark, request_id)

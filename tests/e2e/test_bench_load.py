@@ -42,6 +42,8 @@ async def test_a_sweep_with_all_reports(tmp_path: Path) -> None:
         assert point["segue"]["cached_tokens"] == sum(
             line["cached_tokens"] or 0 for line in lines if line["rate"] == point["request_rate"]
         )
+        assert point["segue"]["timelines"] >= 6, "its own timelines; the last may not be written yet"
+        assert set(point["segue"]["stages_ms"]) >= {"until the first token", "after it"}
         assert point["total_output_tokens"] == sum(point["output_lens"])
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 6

@@ -18,6 +18,7 @@ from tools.bench_load.progress import ProgressBar
 from tools.bench_load.request_class import Objective
 from tools.bench_load.request_result import RequestResult
 from tools.bench_load.results_file import Point, ResultsFile
+from tools.bench_load.stages import summarise_stages
 from tools.bench_load_options import read_options
 from tools.bench_load_run import BenchRun
 
@@ -36,7 +37,10 @@ class FakeOpenAI:
     async def serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         self.heads.append(head)
-        if head.startswith(b"GET"):
+        if head.startswith(b"GET /v1/requests/"):
+            body = b'{"seconds":{"first_token":0.5,"end":2.0}}'
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        elif head.startswith(b"GET"):
             body = b'{"object":"list","data":[{"id":"small"}]}'
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         else:
@@ -114,6 +118,10 @@ async def test_open_loop_sends_what_was_planned_and_counts_what_came() -> None:
             assert result.error is None
             check(result)
         assert {result.request_id for result in point.results} == {"r1"}
+        stages = summarise_stages(point.measured)
+        assert stages.timelines == 30
+        assert stages.stages["after it"].mean == 1.5
+        assert "prefill_started" in stages.missing
     sent = [json.dumps(body["messages"]) for body in fake.bodies]
     assert len(set(sent)) == len(sent), "no prompt twice"
     assert all(body["ignore_eos"] is True and body["temperature"] == 0 for body in fake.bodies)

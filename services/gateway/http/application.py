@@ -20,6 +20,7 @@ from services.gateway.http.generation_routes import STREAM_PREFIX, GenerationRou
 from services.gateway.http.http_errors import MethodNotAllowed, RouteNotFound, Stopping, answerable
 from services.gateway.http.http_settings import HttpSettings
 from services.gateway.http.request_slots import RequestSlots
+from services.gateway.http.timeline_route import REQUEST_PREFIX, TimelineRoute
 from services.gateway.openai.model_list import model_entry, model_list
 from services.gateway.openai.planner import Planner
 from services.gateway.text.text_thread import TextThread
@@ -50,7 +51,12 @@ class GatewayApplication:
         self.stopping = asyncio.Event()
         self._requests = ClientRequests(mesh, self._planner, self._metrics)
         generation = GenerationRoutes(self._requests, self._planner, self._slots, self._keys, settings)
-        self._prefixes: dict[str, Handler] = {MODEL_PREFIX: self._model, STREAM_PREFIX: generation.resume}
+        timeline = TimelineRoute(mesh, self._keys)
+        self._prefixes: dict[str, Handler] = {
+            MODEL_PREFIX: self._model,
+            STREAM_PREFIX: generation.resume,
+            REQUEST_PREFIX: timeline.show,
+        }
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/chat/completions": {"POST": generation.chat},
             "/v1/completions": {"POST": generation.completion},
