@@ -169,7 +169,7 @@ class WorkerCore:
                 self._give_up(sequence, now)
                 self.counters.ended["cancelled"] += 1
             elif log.state == "moved" and log.moved_to is not None:
-                message = ForwardedCancel(request_id=request, choice=key.choice, attempt=cancel.attempt)
+                message = ForwardedCancel(request_id=request, choice=key.choice, attempt=cancel.attempt, epoch=cancel.epoch)
                 self.desk.send(log.moved_to, message)
                 self._logs.forget(key)
         self._go_on(now)
@@ -246,7 +246,7 @@ class WorkerCore:
                     if sequence.leaves and isinstance(message, Busy):
                         self._settle(self.desk.take_back(sequence), now)  # its stream waits: try another one
             case ForwardedCancel():
-                cancel = Cancel(request_id=message.request_id, attempt=message.attempt, choices=[message.choice])
+                cancel = Cancel(request_id=message.request_id, attempt=message.attempt, choices=[message.choice], epoch=message.epoch)
                 self.on_cancel(cancel, now)
         self._go_on(now)
 

@@ -305,11 +305,12 @@ class Withdraw(Wire, frozen=True, kw_only=True, tag="withdraw"):
 
 
 class ForwardedCancel(Wire, frozen=True, kw_only=True, tag="forwarded_cancel"):
-    """P → D after LAST: a cancel reached the sender."""
+    """P → D after LAST: a cancel reached the sender. `epoch` is the cancel's."""
 
     request_id: Name
     choice: int
     attempt: Count
+    epoch: Count = 1
 
 
 class HeldSequence(msgspec.Struct, frozen=True, array_like=True):

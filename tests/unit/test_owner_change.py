@@ -4,8 +4,8 @@ from random import Random
 
 from common.mesh.owner_watch import SILENT_FOR_S, OwnerWatch
 from common.mesh.worker_effects import SendTokens
-from common.protocol.messages import Cancel, ChoiceState, Dispatch, ReplayItem, pack_ids
-from common.values.ids import GatewayId, Incarnation, ModelKey, Owner
+from common.protocol.messages import Cancel, ChoiceState, Dispatch, ForwardedCancel, ReplayItem, pack_ids
+from common.values.ids import GatewayId, Incarnation, ModelKey, Owner, WorkerId
 from common.values.sampling import SamplingParameters
 from tests.handoff_node import Node
 
@@ -111,3 +111,13 @@ def test_silence_does_not_count_while_nobody_could_be_heard() -> None:
     watch.refresh(SILENT_FOR_S)
     assert watch.lost([FIRST], SILENT_FOR_S + 1) == []
     assert watch.lost([FIRST], 2 * SILENT_FOR_S + 1) == [FIRST]
+
+
+def test_a_cancel_that_a_worker_passes_on_is_its_owners() -> None:
+    """Before LAST the sender was adopted, and so may be the receiver: the cancel has the owner's epoch there too."""
+    node = node_with_request()
+    assert probe(node, SECOND) in ("queued", "running")
+    node.core.on_control(WorkerId("q"), ForwardedCancel(request_id="r", choice=0, attempt=1), 1.0)
+    assert probe(node, SECOND) in ("queued", "running")
+    node.core.on_control(WorkerId("q"), ForwardedCancel(request_id="r", choice=0, attempt=1, epoch=2), 1.0)
+    assert probe(node, SECOND) == "unknown"
