@@ -7,7 +7,7 @@ decode rows, and a request may stay and decode where it was prefilled.
 
 from dataclasses import dataclass
 
-from common.policy.step_time import Chunk, StepTime
+from common.policy.step_time import StepTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +39,7 @@ def prefill_beside(time: StepTime, load: StreamLoad, *, tokens: int, past: int, 
     chunk = max(1, step_tokens - load.sequences)
     steps = -(-tokens // chunk)
     decode_s = time.decode.seconds(load.sequences, load.kv_tokens) if load.sequences else 0.0
-    whole_s = sum(
-        time.mixed_s([Chunk(tokens=min(chunk, tokens - done), past=past + done)], load.sequences, load.kv_tokens)
-        for done in range(0, tokens, chunk)
-    )
+    whole_s = time.prefill.chunk_s(tokens, past) + steps * time.beside_s(load.sequences, load.kv_tokens)
     return Beside(ttft_s=load.queue_s + whole_s, damage_s=whole_s - steps * decode_s)
 
 

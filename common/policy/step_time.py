@@ -86,11 +86,12 @@ class StepTime:
     decode: DecodeTime
 
     def mixed_s(self, chunks: Iterable[Chunk], sequences: int, kv_tokens: float) -> float:
-        """A step of prompt chunks beside decode rows: the weights are read once, so only the larger base counts."""
-        chunk_s = sum(self.prefill.chunk_s(chunk.tokens, chunk.past) for chunk in chunks)
+        """A step of prompt chunks beside decode rows."""
+        return self.beside_s(sequences, kv_tokens) + sum(self.prefill.chunk_s(chunk.tokens, chunk.past) for chunk in chunks)
+
+    def beside_s(self, sequences: int, kv_tokens: float) -> float:
+        """What such a step takes without the chunks' own work: the weights are read once, so only the larger base counts."""
         if not sequences:
-            return self.prefill.base_s + chunk_s
-        decode_s = self.decode.seconds(sequences, kv_tokens)
-        if not chunk_s:
-            return decode_s
-        return decode_s + chunk_s + max(0.0, self.prefill.base_s - self.decode.line_at(sequences).base_s)
+            return self.prefill.base_s
+        line = self.decode.line_at(sequences)
+        return line.seconds(sequences, kv_tokens) + max(0.0, self.prefill.base_s - line.base_s)

@@ -18,7 +18,7 @@ from common.policy.free_placement import (
 )
 from common.policy.output_length import OutputLengths
 from common.policy.placement import PlacementRule, choose_site, decode_cost_s, prefill_cost_s
-from common.policy.step_time import DecodeLine, DecodeTime, PrefillTime, StepTime
+from common.policy.step_time import Chunk, DecodeLine, DecodeTime, PrefillTime, StepTime
 from common.values.objectives import Objectives
 
 PREFILL = PrefillTime(base_s=0.02, per_token_s=1e-3)
@@ -78,6 +78,8 @@ def test_a_prompt_goes_beside_streams_that_have_slack_and_not_else() -> None:
     decode_s = DECODE.seconds(4, 2000)
     assert beside.ttft_s == pytest.approx(beside.damage_s + 3 * decode_s)
     assert beside.damage_s == pytest.approx(PREFILL.chunk_s(300))
+    chunks = [Chunk(tokens=100, past=past) for past in (0, 100, 200)]
+    assert beside.ttft_s == pytest.approx(sum(TIME.mixed_s([chunk], 4, 2000) for chunk in chunks))
     assert chooses_beside(beside, load, elsewhere_s=2.0, objective_s=1.0)
     assert not chooses_beside(beside, load, elsewhere_s=0.1, objective_s=0.05), "the queue is sooner"
     assert not chooses_beside(beside, load, elsewhere_s=0.9, objective_s=1.0), "it is on time there, and slows nobody down"

@@ -37,7 +37,7 @@ def test_chunks_cost_what_the_whole_costs_and_a_base_each() -> None:
 
 
 def test_a_mixed_step_reads_the_weights_once() -> None:
-    assert TIME.mixed_s([], 4, 100) == TIME.decode.seconds(4, 100)
+    assert TIME.mixed_s([], 4, 100) == TIME.decode.seconds(4, 100), "its base is the larger one"
     assert TIME.mixed_s([Chunk(tokens=64)], 0, 0) == pytest.approx(PREFILL.seconds(64))
     mixed = TIME.mixed_s([Chunk(tokens=64)], 4, 100)
     assert TIME.decode.seconds(4, 100) < mixed < TIME.decode.seconds(4, 100) + PREFILL.seconds(64)

@@ -160,7 +160,7 @@ class GoodputSimulator:
     def _goes_beside(self, flight: Flight, elsewhere_s: float, now: float) -> bool:
         """Free placement: prefilled on the worker that will decode it."""
         worker = self._best_decode(flight, now)
-        load = worker.load_at(now, flight)
+        load = worker.load_with_slack(now, flight)
         tokens = flight.arrival.prompt_tokens
         beside = prefill_beside(self._time, load, tokens=tokens, past=0, step_tokens=worker.step_tokens)
         if not chooses_beside(beside, load, elsewhere_s, flight.objectives.ttft_for(flight.unloaded_s)):
@@ -229,7 +229,7 @@ class GoodputSimulator:
             room_tokens=room,
             prompt_slack_s=flight.objectives.ttft_s if not worker.prompts else 0.0,
         )
-        return stays(self._time, worker.load_at(now), question)
+        return stays(self._time, worker.load_with_slack(now), question)
 
     def _hand_over(self, flight: Flight, now: float) -> None:
         worker = self._best_decode(flight, now)

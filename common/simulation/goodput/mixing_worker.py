@@ -7,6 +7,7 @@ joins, leaves or a prompt's chunk changes; who comes meanwhile gets in at the ne
 import heapq
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from common.policy.free_placement import StreamLoad, stream_slack_s
@@ -98,18 +99,27 @@ class MixingWorker:
         return begun + self._queue.ahead_s(queued_prompt(flight, prefill), now)
 
     def load_at(self, now: float, flight: Flight | None = None) -> StreamLoad:
-        """With the least slack of any stream here, at the current step time, and the prompts in front of that request's."""
-        kv_tokens = self.kv_tokens_at(now)
-        step_s = self._time.decode.seconds(self._sequences, kv_tokens)
+        """What runs here, and the prompts in front of that request's; no stream's slack is looked at."""
+        return StreamLoad(
+            sequences=self._sequences,
+            kv_tokens=self.kv_tokens_at(now),
+            slack_s=float("inf"),
+            queue_s=self.prompt_queue_s(now, flight),
+        )
+
+    def load_with_slack(self, now: float, flight: Flight | None = None) -> StreamLoad:
+        """With the least slack of any stream here, at the current step time: looks at each of them."""
+        load = self.load_at(now, flight)
+        step_s = self._time.decode.seconds(load.sequences, load.kv_tokens)
         steps = self._steps_done + (self._run.done_before(now) if self._run is not None else 0)
-        slack_s = float("inf")
-        for leaves, _, flight in self._leaves:
+        slack_s = load.slack_s
+        for leaves, _, stream in self._leaves:
             left = leaves - steps
-            decoded = flight.arrival.output_tokens - left
-            began = flight.first_token_s if flight.first_token_s is not None else now
-            slack = stream_slack_s(tpot_s=flight.objectives.tpot_s, decoded=decoded, spent_s=now - began, left=left, step_s=step_s)
+            began = now if stream.first_token_s is None else stream.first_token_s
+            decoded = stream.arrival.output_tokens - left
+            slack = stream_slack_s(tpot_s=stream.objectives.tpot_s, decoded=decoded, spent_s=now - began, left=left, step_s=step_s)
             slack_s = min(slack_s, slack)
-        return StreamLoad(sequences=self._sequences, kv_tokens=kv_tokens, slack_s=slack_s, queue_s=self.prompt_queue_s(now, flight))
+        return replace(load, slack_s=slack_s)
 
     def join(self, flight: Flight, now: float) -> None:
         """Its KV has arrived: it decodes from the next boundary on at which there is room."""
