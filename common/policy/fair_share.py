@@ -19,16 +19,18 @@ FORGOTTEN = 1.0
 
 
 @dataclass(slots=True)
-class _Served:
-    tokens: float
+class Fading:
+    """A sum whose parts fade with time."""
+
+    total: float
     at: float
 
-    def add(self, tokens: float, now: float) -> None:
-        self.tokens = self.at_time(now) + tokens
+    def add(self, amount: float, now: float) -> None:
+        self.total = self.at_time(now) + amount
         self.at = max(self.at, now)
 
     def at_time(self, now: float) -> float:
-        return self.tokens * math.exp(min(0.0, self.at - now) / FADES_S)
+        return self.total * math.exp(min(0.0, self.at - now) / FADES_S)
 
 
 class FairShare:
@@ -39,8 +41,8 @@ class FairShare:
         if allowance <= 0.0:
             raise ValueError("an allowance is positive")
         self._allowance = allowance
-        self._served: dict[str, _Served] = {}
-        self._all = _Served(0.0, 0.0)
+        self._served: dict[str, Fading] = {}
+        self._all = Fading(0.0, 0.0)
         self._swept_at = 0.0
 
     def __len__(self) -> int:
@@ -65,7 +67,7 @@ class FairShare:
         if key in self._served:
             self._served[key].add(tokens, now)
         else:
-            self._served[key] = _Served(tokens, now)
+            self._served[key] = Fading(tokens, now)
 
     def _sweep(self, now: float) -> None:
         """Now and then: who is away counts for nothing, and would only lower the mean."""
@@ -73,4 +75,4 @@ class FairShare:
             return
         self._swept_at = now
         self._served = {key: served for key, served in self._served.items() if served.at_time(now) >= FORGOTTEN}
-        self._all = _Served(sum(served.at_time(now) for served in self._served.values()), now)
+        self._all = Fading(sum(served.at_time(now) for served in self._served.values()), now)

@@ -43,10 +43,12 @@ def prefill_beside(time: StepTime, load: StreamLoad, *, tokens: int, past: int, 
     return Beside(ttft_s=load.queue_s + whole_s, damage_s=whole_s - steps * decode_s)
 
 
-def chooses_beside(beside: Beside, load: StreamLoad, elsewhere_s: float, objective_s: float) -> bool:
+def chooses_beside(beside: Beside, load: StreamLoad, elsewhere_s: float, objective_s: float, *, fits: bool) -> bool:
     """Whether the prompt is computed on its decode worker: sooner than elsewhere, and nobody there misses an objective because
     of it. Streams are not slowed down for nothing: a prompt that is on time elsewhere, or late here too, goes only to an idle
-    worker."""
+    worker. `fits`: there is room for its KV now; a prompt holds it from its first chunk on, longer than a hand-off would."""
+    if not fits:
+        return False
     if load.sequences and not beside.ttft_s <= objective_s < elsewhere_s:
         return False
     return beside.ttft_s < elsewhere_s and beside.damage_s + load.queue_s <= load.slack_s

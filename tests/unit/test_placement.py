@@ -80,15 +80,16 @@ def test_a_prompt_goes_beside_streams_that_have_slack_and_not_else() -> None:
     assert beside.damage_s == pytest.approx(PREFILL.chunk_s(300))
     chunks = [Chunk(tokens=100, past=past) for past in (0, 100, 200)]
     assert beside.ttft_s == pytest.approx(sum(TIME.mixed_s([chunk], 4, 2000) for chunk in chunks))
-    assert chooses_beside(beside, load, elsewhere_s=2.0, objective_s=1.0)
-    assert not chooses_beside(beside, load, elsewhere_s=0.1, objective_s=0.05), "the queue is sooner"
-    assert not chooses_beside(beside, load, elsewhere_s=0.9, objective_s=1.0), "it is on time there, and slows nobody down"
-    assert not chooses_beside(beside, load, elsewhere_s=2.0, objective_s=0.3), "it is late here too"
+    assert chooses_beside(beside, load, elsewhere_s=2.0, objective_s=1.0, fits=True)
+    assert not chooses_beside(beside, load, elsewhere_s=0.1, objective_s=0.05, fits=True), "the queue is sooner"
+    assert not chooses_beside(beside, load, elsewhere_s=0.9, objective_s=1.0, fits=True), "it is on time there, and slows nobody down"
+    assert not chooses_beside(beside, load, elsewhere_s=2.0, objective_s=0.3, fits=True), "it is late here too"
+    assert not chooses_beside(beside, load, elsewhere_s=2.0, objective_s=1.0, fits=False)
     tight = StreamLoad(sequences=4, kv_tokens=2000, slack_s=0.1)
-    assert not chooses_beside(beside, tight, elsewhere_s=2.0, objective_s=1.0)
+    assert not chooses_beside(beside, tight, elsewhere_s=2.0, objective_s=1.0, fits=True)
     idle = StreamLoad(sequences=0, kv_tokens=0, slack_s=math.inf)
     alone = prefill_beside(TIME, idle, tokens=300, past=0, step_tokens=300)
-    assert chooses_beside(alone, idle, elsewhere_s=0.5, objective_s=1.0)
+    assert chooses_beside(alone, idle, elsewhere_s=0.5, objective_s=1.0, fits=True)
 
 
 def test_slack_is_what_is_left_of_the_objective() -> None:

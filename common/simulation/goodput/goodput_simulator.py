@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from common.policy.admission import DecodeOutlook, PrefillOutlook, Refused, ServedLate, decide_admission
-from common.policy.fair_share import FairShare
+from common.policy.fair_share import FADES_S, Fading, FairShare
 from common.policy.free_placement import StayQuestion, chooses_beside, prefill_beside, stays
 from common.policy.output_length import OutputLengths
 from common.policy.placement import choose_site, decode_cost_s, prefill_cost_s
@@ -24,6 +24,8 @@ from common.values.objectives import Objectives
 PROMPTS_DONE, HANDED_OVER, BOUNDARY = 1, 2, 3
 LONGEST_OUTPUT = 1 << 20
 """A prediction may not look at what a request will make."""
+BUSY = 0.8
+"""From this share of their time on that prompts want, prefill workers keep no streams."""
 
 Worker = PrefillWorker | MixingWorker
 _Event = tuple[float, int, int, int, Worker | Flight]
@@ -44,6 +46,7 @@ class GoodputSimulator:
         self._turns = 0
         self._handed: dict[int, MixingWorker] = {}
         self._asked_s = 0.0
+        self._wanted = Fading(0.0, 0.0)
         self._asked = 0
         number = iter(range(deployment.workers))
         mixing = self._policies.free
@@ -138,6 +141,7 @@ class GoodputSimulator:
             return
         self._begin_share(flight)
         worker = self._prompt_sites[chosen]
+        self._wanted.add(flight.unloaded_s, now)
         if self._policies.free and self._decode and self._goes_beside(flight, cost(chosen), now):
             return
         if isinstance(worker, PrefillWorker):
@@ -163,7 +167,9 @@ class GoodputSimulator:
         load = worker.load_with_slack(now, flight)
         tokens = flight.arrival.prompt_tokens
         beside = prefill_beside(self._time, load, tokens=tokens, past=0, step_tokens=worker.step_tokens)
-        if not chooses_beside(beside, load, elsewhere_s, flight.objectives.ttft_for(flight.unloaded_s)):
+        objective_s = flight.objectives.ttft_for(flight.unloaded_s)
+        fits = tokens + self._predicted_output(flight) <= worker.room_tokens
+        if not chooses_beside(beside, load, elsewhere_s, objective_s, fits=fits):
             return False
         flight.split = False
         flight.cached_tokens = 0
@@ -227,9 +233,13 @@ class GoodputSimulator:
             context_tokens=flight.arrival.prompt_tokens,
             output_tokens=predicted,
             room_tokens=room,
-            prompt_slack_s=flight.objectives.ttft_s if not worker.prompts else 0.0,
+            prompt_slack_s=0.0 if worker.prompts or self._asked_of_prefill(now) > BUSY else flight.objectives.ttft_s,
         )
         return stays(self._time, worker.load_with_slack(now), question)
+
+    def _asked_of_prefill(self, now: float) -> float:
+        """The share of the prefill workers' time that prompts have wanted lately."""
+        return self._wanted.at_time(now) / (FADES_S * len(self._prompt_sites))
 
     def _hand_over(self, flight: Flight, now: float) -> None:
         worker = self._best_decode(flight, now)
