@@ -69,7 +69,7 @@ class StayQuestion:
 
 def stays(time: StepTime, here: StreamLoad, question: StayQuestion) -> bool:
     """Whether it decodes where it was prefilled: the decode side cannot keep its objective, this worker can, and neither the
-    streams nor the prompts here miss theirs for it."""
+    streams nor the prompts here miss theirs for it. A stream loses some of every step; a prompt that comes waits for one step."""
     if question.there_tpot_s <= question.tpot_s or question.context_tokens + question.output_tokens > question.room_tokens:
         return False
     alone_s = time.decode.seconds(here.sequences, here.kv_tokens) if here.sequences else 0.0
@@ -79,4 +79,4 @@ def stays(time: StepTime, here: StreamLoad, question: StayQuestion) -> bool:
         return False
     marginal_s = with_s - alone_s if here.sequences else max(0.0, with_s - time.prefill.base_s)
     harm_s = question.output_tokens * marginal_s
-    return harm_s <= here.slack_s and harm_s <= question.prompt_slack_s
+    return harm_s <= here.slack_s and with_s <= question.prompt_slack_s
