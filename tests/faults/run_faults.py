@@ -2,7 +2,7 @@
 
 usage: ./tools/test --faults [--only TEXT] [--real-model] [--repeat N]
 
-  --only TEXT    faults whose `group: name` holds this text
+  --only TEXT    faults whose `group: name` holds this text; may be given several times
   --real-model   SmolLM2-135M-Instruct instead of the synthetic engine
   --repeat N     each fault this many times (default: 1)
 
@@ -36,13 +36,14 @@ UNDER_WAY = 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(usage=__doc__, add_help=True)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--real-model", action="store_true")
     parser.add_argument("--repeat", type=int, default=1)
     options = parser.parse_args(arguments)
-    chosen = [fault for fault in faults() if options.only in f"{fault.group}: {fault.name}"] * options.repeat
+    only = options.only or [""]
+    chosen = [fault for fault in faults() if any(text in f"{fault.group}: {fault.name}" for text in only)] * options.repeat
     if not chosen:
-        print(f"no fault's name holds {options.only!r}; there are: {'; '.join(f'{f.group}: {f.name}' for f in faults())}")
+        print(f"no fault's name holds {only!r}; there are: {'; '.join(f'{f.group}: {f.name}' for f in faults())}")
         return 2
     if options.real_model:
         chosen = [replace(fault, world=REAL) for fault in chosen if fault.world == SYNTHETIC]
@@ -82,10 +83,10 @@ async def run_one(mesh: FaultMesh, fault: Fault) -> Outcome:
     down = mesh.taken_down()
     nonce = secrets.token_hex(4)
     records, undisturbed = _mix(fault.world, nonce), _mix(fault.world, nonce)
+    bound_s = await watchdog_bound_s(mesh)
     unmet = list(await fault.before(mesh)) if fault.before is not None else []
     unmet += await _stream(mesh, records, fault)
     await mesh.whole()
-    bound_s = await watchdog_bound_s(mesh)
     down = mesh.taken_down() - down
     if fault.stays_armed or any("=flip" in failpoint for _, failpoint in fault.armed):
         await mesh.arm({name: "" for name, _ in fault.armed})
