@@ -17,8 +17,8 @@ class World:
 
 _ENGINE = ("--engine", "synthetic", "--synthetic-step-s", "0.02")
 SYNTHETIC = World(name="synthetic", flags=(*_ENGINE, "--kv-cache-memory", "128MiB", "--max-model-len", "1536"))
-SMALL_POOLS = World(name="small pools", flags=(*_ENGINE, "--kv-cache-memory", "48MiB", "--max-model-len", "1024"), tokens=300)
-"""68 blocks of 16 tokens a worker: one sequence of the longest kind, and four positions more."""
+SMALL_POOLS = World(name="small pools", flags=(*_ENGINE, "--kv-cache-memory", "49MiB", "--max-model-len", "1088"), tokens=280)
+"""69 blocks of 16 tokens a worker: one sequence of the longest kind, and one block more."""
 OVER_TCP = replace(SYNTHETIC, name="tcp tier", flags=(*SYNTHETIC.flags, "--kv-tiers", "tcp"))
 OVER_UCX = replace(SYNTHETIC, name="ucx tier", flags=(*SYNTHETIC.flags, "--kv-tiers", "ucx"))
 TWO_HOSTS = replace(OVER_TCP, name="two hosts", long_prompts=False, two_hosts=True)
