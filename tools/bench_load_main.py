@@ -62,4 +62,4 @@ def _write(report: BenchReport, points: Sequence[Point], outputs: Outputs, title
     if outputs.jsonl is not None:
         outputs.jsonl.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in request_lines(points, report.objectives)))
     if outputs.html is not None:
-        outputs.html.write_text(as_html(report, title), "utf-8")
+        outputs.html.write_text(as_html(report, title, outputs.predictions), "utf-8")

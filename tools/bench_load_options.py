@@ -12,6 +12,7 @@ import orjson
 from tools.bench_load.arrivals import Arrivals, parse_arrivals
 from tools.bench_load.bench_refused import BenchRefused
 from tools.bench_load.endpoint import Endpoint, parse_endpoint
+from tools.bench_load.predictions import Prediction, parse_predictions
 from tools.bench_load.prompts import IdPrompts, parse_vocabulary
 from tools.bench_load.request_class import MIX, Objective, RequestClass, parse_class, parse_mix, parse_objectives, parse_toml
 
@@ -47,6 +48,7 @@ class Outputs:
     json: Path | None
     jsonl: Path | None
     html: Path | None
+    predictions: tuple[Prediction, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,9 @@ def read_options(arguments: Sequence[str]) -> BenchOptions:
         requests=given.requests,
         warmup=given.warmup,
         timeout_s=given.timeout,
-        outputs=Outputs(results=given.results, json=given.json, jsonl=given.jsonl, html=given.html),
+        outputs=Outputs(
+            results=given.results, json=given.json, jsonl=given.jsonl, html=given.html, predictions=_predictions(given.predicted)
+        ),
     )
 
 
@@ -151,6 +155,13 @@ def _api_key(given: argparse.Namespace) -> str | None:
     if not key or not key.isascii() or not key.isprintable():
         raise BenchRefused("--api-key-file: one line, the key")
     return key
+
+
+def _predictions(path: Path | None) -> tuple[Prediction, ...]:
+    try:
+        return () if path is None else parse_predictions(path.read_bytes())
+    except OSError as error:
+        raise BenchRefused(f"--predicted: {error}") from None
 
 
 def _extra(text: str) -> dict[str, object]:
@@ -221,4 +232,5 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--json", type=Path, metavar="FILE", help="all figures, in the names of vLLM's bench and of aiperf")
     out.add_argument("--jsonl", type=Path, metavar="FILE", help="a line a request")
     out.add_argument("--html", type=Path, metavar="FILE", help="the report with plots, one file")
+    out.add_argument("--predicted", type=Path, metavar="FILE", help="of `segue simulate --json`: drawn beside the live points")
     return parser

@@ -16,6 +16,7 @@ from tools.bench_load.goodput import attainment, attainment_by_class, fluidity, 
 from tools.bench_load.html_report import as_html
 from tools.bench_load.knee import RatePoint, find_knee, next_rate
 from tools.bench_load.point_run import Progress
+from tools.bench_load.predictions import parse_predictions
 from tools.bench_load.progress import WIDTH, progress_line
 from tools.bench_load.prompts import WORDS, learn_words, parse_vocabulary
 from tools.bench_load.quantiles import quantile, summarise, wilson
@@ -397,6 +398,21 @@ def test_one_report_in_every_form() -> None:
     assert "<gone>" not in page
     assert page.count("<svg") == 6
     assert "http" not in page, "nothing is loaded from anywhere"
+
+
+def test_predictions_of_the_simulator_are_drawn_beside() -> None:
+    rows = [{"deployment": "1:1", "rate": 1.0, "tried": [[2.0, 0.7], [1.0, 0.95]]}]
+    rows += [{"deployment": "2:1 <x>", "offered_rps": rate, "total": {"attained": 0.8, "name": "all"}} for rate in (0.5, 1.5)]
+    predictions = parse_predictions(json.dumps(rows).encode())
+    assert [(one.deployment, dict(one.shares)) for one in predictions] == [
+        ("1:1", {1.0: 0.95, 2.0: 0.7}),
+        ("2:1 <x>", {0.5: 0.8, 1.5: 0.8}),
+    ]
+    page = as_html(report_of([a_point((a_result(),))], OBJECTIVES, target=0.9), "t", predictions)
+    assert "predicted: 1:1" in page
+    assert "predicted: 2:1 &lt;x&gt;" in page
+    with pytest.raises(BenchRefused):
+        parse_predictions(b"{}")
 
 
 def test_an_empty_point_is_reported_too() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from tools.bench_load.figures import BenchReport, PointFigures
+from tools.bench_load.predictions import Prediction
 from tools.bench_load.quantiles import wilson
 from tools.bench_load.request_result import RequestResult
 from tools.bench_load.svg_plot import Bar, Line, bar_plot, line_plot
@@ -23,8 +24,8 @@ pre{overflow-x:auto;font-size:13px;background:#f1f5f9;padding:1rem;border-radius
 """
 
 
-def as_html(report: BenchReport, title: str) -> str:
-    sections = [_section("Good requests by rate", _curve(report), "Whiskers: 95 % (Wilson). Dashed: the wanted part.")]
+def as_html(report: BenchReport, title: str, predictions: Sequence[Prediction] = ()) -> str:
+    sections = [_section("Good requests by rate", _curve(report, predictions), "Whiskers: 95 % (Wilson). Dashed: the wanted part.")]
     sections += [
         _section(name, _cdf(report.points, read), "The part of all requests, one line a point; times from the scheduled send.")
         for name, read in _CDFS
@@ -41,7 +42,7 @@ def _section(name: str, plot: str, note: str) -> str:
     return f"<section><h3>{escape(name)}</h3>{plot}<p><small>{escape(note)}</small></p></section>"
 
 
-def _curve(report: BenchReport) -> str:
+def _curve(report: BenchReport, predictions: Sequence[Prediction]) -> str:
     intervals = [wilson(point.good, point.total) for point in report.curve]
     lines = [
         Line(
@@ -55,6 +56,10 @@ def _curve(report: BenchReport) -> str:
     kinds = sorted({kind for figures in report.points for kind in figures.by_class})
     if len(kinds) > 1:
         lines += [Line(name=kind, points=_class_curve(report.points, kind), marks=True) for kind in kinds]
+    lines += [
+        Line(name=f"predicted: {one.deployment}", points=[(rate, 100 * share) for rate, share in one.shares.items()], marks=True)
+        for one in predictions
+    ]
     return line_plot(
         [line for line in lines if line.points],
         x_label="requests a second",
