@@ -116,7 +116,10 @@ def parameter_bytes(file: GgufFile) -> int:
 
 def _names_of(file: GgufFile) -> dict[str, str]:
     architecture = file.text("general.architecture")
-    return _expected_names(file, _RULES[architecture], layers=file.integer(f"{architecture}.block_count"))
+    layers = file.integer(f"{architecture}.block_count")
+    if not 0 < layers <= len(file.tensors):
+        raise ModelError(f"{file.path} says that it has {layers} layers, and holds {len(file.tensors)} tensors: fetch it again")
+    return _expected_names(file, _RULES[architecture], layers=layers)
 
 
 def _expected_names(file: GgufFile, rules: TensorRules, *, layers: int) -> dict[str, str]:

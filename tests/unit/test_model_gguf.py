@@ -61,6 +61,13 @@ def test_a_damaged_header_converts_or_is_refused(tiny: Path, tmp_path: Path, dat
         convert(path, folder, no_progress)
 
 
+def test_more_layers_than_there_are_tensors_are_refused_at_once(tmp_path: Path) -> None:
+    maker = GgufMaker(tmp_path / "a.gguf", "llama").integers(block_count=2**31 - 1, attention__head_count=1)
+    path = maker.tensor("token_embd.weight", np.zeros((4, 4), dtype=np.float32)).write()
+    with pytest.raises(ModelError, match=r"2147483647 layers, and holds 1 tensors"):
+        convert(path, tmp_path, no_progress)
+
+
 def test_a_missing_tensor_and_an_unknown_one_are_named(tmp_path: Path) -> None:
     maker = GgufMaker(tmp_path / "a.gguf", "llama").integers(block_count=1, attention__head_count=1)
     path = maker.tensor("token_embd.weight", np.zeros((4, 4), dtype=np.float32)).write()
