@@ -34,6 +34,7 @@ class Record:
     done: bool = False
     resumed: int = 0
     refused: int = 0
+    moved: int = 0
 
     def by_choice(self) -> dict[int | None, list[str]]:
         """The events of each choice in their order (None: the usage); how choices interleave is nobody's promise."""
@@ -107,7 +108,8 @@ async def run(record: Record, urls: Sequence[str]) -> Record:
                     request_id = answer.headers.get("x-segue-request-id", "")
                     async for event_id, data in _events(answer):
                         last_id = event_id or last_id
-                        _take(record, data)
+                        if not _take(record, data):
+                            break
             except (httpx.TransportError, httpx.StreamError):
                 await asyncio.sleep(RETRY_S)
             if not record.done:
@@ -127,16 +129,20 @@ async def _events(answer: httpx.Response) -> AsyncIterator[tuple[str, str]]:
             event_id = data = ""
 
 
-def _take(record: Record, data: str) -> None:
+def _take(record: Record, data: str) -> bool:
+    """False: the stream ends here, though not the answer: another gateway goes on with it, whatever this one still says."""
     if data == "[DONE]":
         record.done = True
-        return
+        return True
     event = json.loads(data)
     if "error" in event:
-        if event["error"].get("code") != "moved":
-            record.error = str(event["error"])
-        return
+        if event["error"].get("code") == "moved":
+            record.moved += 1
+            return False
+        record.error = str(event["error"])
+        return True
     for name in ("id", "created"):
         event.pop(name, None)
     record.events.append(json.dumps(event, sort_keys=True))
     record.times.append(time.monotonic())
+    return True

@@ -77,6 +77,7 @@ async def soak(seconds: float, seed: int, clients: int) -> int:
         endless, keys = await endless_keys(mesh)
     silence = max(record.longest_silence_s for record in state.records)
     counts = {"lost or wrong": len(bad), "left behind": len(left), "keys": keys, "endless keys": endless}
+    counts |= {"resumed": sum(r.resumed for r in state.records), "moved": sum(r.moved for r in state.records)}
     print("; ".join(f"{name}: {count}" for name, count in counts.items()) + f"; longest silence {silence:.2f} s")
     for line in (*bad, *left, *figures.lines()):
         print(f"    {line}")
