@@ -84,7 +84,7 @@ async def twenty_by_websocket(running: Serving) -> None:
         async with asyncio.timeout(120):
             while len(ended) < 20:
                 event = json.loads(await connection.recv())
-                assert event["type"] in ("ready", "token", "done"), event
+                assert event["type"] in ("ready", "accepted", "token", "done"), event
                 if event["type"] == "token":
                     texts[event["id"]] += event["text"]
                 elif event["type"] == "done":
