@@ -23,6 +23,7 @@ from common.engine.native.library import (
     NativeEngine,
     NativeLibrary,
     PackedMatrix,
+    WeightMemory,
 )
 from common.engine.quantized_matrix import BLOCK, BlockKind, QuantizedMatrix, can_be_quantized, quantized
 from common.engine.step_limits import layer_elements, weight_elements
@@ -123,6 +124,8 @@ class _TrialModel:
             "down": (hidden, wide),
         }
         weights = {name: self._weights(rows, inputs, candidate) for name, (rows, inputs) in sides.items()}
+        room = [side for side in sides.values() for _ in range(shape.layers)]
+        self._memory = WeightMemory(library, [*room, (shape.vocab_size, hidden)], 2 if self._bf16 else 4)
         norm = self._vector(np.ones(hidden, dtype=np.float32))
         norms = {"input_norm": norm, "middle_norm": norm}
         layers = [
@@ -198,7 +201,7 @@ class _TrialModel:
         return (tiled.view(np.uint32) >> 16).astype(np.uint16) if self._bf16 else tiled
 
     def _packed(self, library: NativeLibrary, matrix: Weights) -> int:
-        packed = PackedMatrix(library, matrix)
+        packed = PackedMatrix(library, matrix, self._memory)
         self._kept.append(packed)
         return packed.address
 
