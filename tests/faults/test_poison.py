@@ -8,7 +8,7 @@ import pytest
 from tests.faults.fault_client import MODEL, Record, requests, run
 from tests.faults.fault_laws import wrong
 from tests.faults.fault_mesh import WORKERS, fault_mesh
-from tests.faults.run_faults import SYNTHETIC
+from tests.faults.world import SYNTHETIC
 
 POISON = 31337
 
@@ -16,7 +16,7 @@ POISON = 31337
 @pytest.mark.servers
 @pytest.mark.timeout(240)
 async def test_a_poison_request_takes_two_workers_down_and_no_third_and_its_neighbours_finish() -> None:
-    async with fault_mesh(*SYNTHETIC) as mesh:
+    async with fault_mesh(SYNTHETIC) as mesh:
         for name in WORKERS:
             await mesh.restart(name, f"prefill.step_started=kill,token={POISON}")
         before = mesh.deaths
