@@ -112,7 +112,7 @@ def not_run(*, everything: bool, tests_only: bool, narrowed: bool) -> list[str]:
         parts.append("tests that the arguments for pytest leave out")
     if not everything:
         parts.append("heavy suites (marker `slow`), containers among them: run ./tools/test --all")
-    parts.append("all but four faults on real processes: run ./tools/test --faults; the soak: ./tools/test --soak")
+    parts.append("all but five faults on real processes: run ./tools/test --faults; the soak: ./tools/test --soak")
     if not any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/dxg")):
         parts.append("CUDA: there is no such device here")
     if not Path("/sys/class/infiniband").is_dir():

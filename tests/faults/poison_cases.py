@@ -17,14 +17,21 @@ MOST_LOST = 2
 def poison_faults() -> list[Fault]:
     at = len(PROMPT) + 12
     return [
-        _poison("a prompt kills whoever prefills it", f"prefill.step_started=kill,token={POISON}"),
+        _poison("a prompt kills whoever prefills it", f"prefill.step_started=kill,token={POISON}", is_everyday=True),
         _poison("a sequence kills whoever computes position 53", f"step.position=kill,token={POISON},at={at}"),
         _poison("a sequence freezes whoever computes position 53", f"step.position=stop,token={POISON},at={at}"),
     ]
 
 
-def _poison(name: str, failpoint: str) -> Fault:
-    return Fault(name=name, group=GROUP, armed=armed(tuple(WORKERS), failpoint), stays_armed=True, inject=_ask_poison(failpoint))
+def _poison(name: str, failpoint: str, *, is_everyday: bool = False) -> Fault:
+    return Fault(
+        name=name,
+        group=GROUP,
+        armed=armed(tuple(WORKERS), failpoint),
+        stays_armed=True,
+        inject=_ask_poison(failpoint),
+        is_everyday=is_everyday,
+    )
 
 
 def _ask_poison(failpoint: str) -> Act:

@@ -4,15 +4,17 @@ import pytest
 
 from tests.faults.abort_cases import GROUP as ABORTS
 from tests.faults.fault_cases import faults
+from tests.faults.poison_cases import GROUP as POISON
+from tests.faults.poison_cases import MOST_LOST
 from tests.faults.run_faults import run_all
 
 
 @pytest.mark.servers
 @pytest.mark.timeout(240)
-async def test_streams_outlive_a_prefill_worker_a_decode_worker_and_their_gateway() -> None:
+async def test_streams_outlive_workers_their_gateway_and_a_poison_request() -> None:
     everyday = [fault for fault in faults() if fault.is_everyday]
     outcomes = await run_all(everyday)
     assert len(outcomes) == len(everyday)
     for outcome in outcomes:
         assert outcome.is_good, outcome
-        assert outcome.deaths == (outcome.group != ABORTS), "the fault must have happened"
+        assert outcome.deaths == {ABORTS: 0, POISON: MOST_LOST}.get(outcome.group, 1), "the fault must have happened"
