@@ -8,6 +8,9 @@ from dataclasses import replace
 
 import msgspec
 
+from common.simulation.goodput.flight import Arrival
+from common.simulation.goodput.rescaling import at_rate, fitting, shrunk
+from common.simulation.goodput.traces import trace_arrivals
 from tools.bench_load.arrivals import PlannedRequest, closed_loop, open_loop, real_rate, replay
 from tools.bench_load.bench_refused import BenchRefused
 from tools.bench_load.endpoint import Endpoint
@@ -20,7 +23,6 @@ from tools.bench_load.prompts import IdPrompts, Prompts, learn_words
 from tools.bench_load.request_class import Objective, RequestClass, describe
 from tools.bench_load.results_file import Point, PointKey, ResultsFile
 from tools.bench_load.timelines import with_timelines
-from tools.bench_load.trace_files import TraceRow, at_rate, fitting, parse_trace, shrunk
 from tools.bench_load_options import BenchOptions
 
 TRACE_CLASS = "trace"
@@ -97,22 +99,25 @@ class BenchRun:
         key = await self._key(describe(classes), f"closed:{concurrency}", None, seed, requests=count, warmup=warmup)
         return await self._measured(key, plan, concurrency=concurrency)
 
-    def _trace(self, rate: float | None, seed: int) -> tuple[list[TraceRow], str]:
+    def _trace(self, rate: float | None, seed: int) -> tuple[list[Arrival], str]:
         trace = self._options.trace
         assert trace is not None
         try:
-            text = trace.path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            arrivals = shrunk(trace_arrivals(trace.path.read_text("utf-8"), random.Random(seed)), trace.shrink).arrivals
+            if trace.max_tokens is not None:
+                kept = fitting(arrivals, trace.max_tokens)
+                arrivals = kept.arrivals
+                if kept.note:
+                    self._note(kept.note)
+            arrivals = arrivals[: self._options.warmup + self._options.requests]
+            if arrivals and rate is not None:
+                arrivals = at_rate(arrivals, rate).arrivals
+        except (OSError, ValueError) as error:
             raise BenchRefused(f"--trace: {error}") from None
-        rows = shrunk(parse_trace(text, random.Random(seed)), trace.shrink)
-        if trace.max_tokens is not None:
-            rows, left_out = fitting(rows, trace.max_tokens)
-            self._note(f"{left_out} requests of the trace are longer than {trace.max_tokens} tokens and left out")
-        rows = rows[: self._options.warmup + self._options.requests]
-        if not rows:
+        if not arrivals:
             raise BenchRefused("--trace: nothing of it is left")
         workload = f"{trace.path.name} / {trace.shrink:g}, up to {trace.max_tokens or 'any'} tokens"
-        return (rows if rate is None else at_rate(rows, rate)), workload
+        return arrivals, workload
 
     async def _key(self, workload: str, arrivals: str, rate: float | None, seed: int, *, requests: int, warmup: int) -> PointKey:
         await self._name_model()

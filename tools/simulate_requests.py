@@ -6,8 +6,8 @@ from pathlib import Path
 from random import Random
 
 from common.simulation.goodput.flight import Arrival
-from common.simulation.goodput.rescaling import fitting, stretched, thinned
-from common.simulation.goodput.traces import azure_arrivals, mooncake_arrivals
+from common.simulation.goodput.rescaling import at_rate, fitting, stretched, thinned
+from common.simulation.goodput.traces import trace_arrivals
 from common.simulation.goodput.workloads import Lengths, RequestClass, Workload, total_rate
 from common.values.errors import SettingsError
 from common.values.objectives import Objectives
@@ -32,7 +32,7 @@ class Requests:
         if self.workload is not None:
             arrivals = self.workload.draw(self.count, rate, Random(self.seed))
         elif self.trace is not None and self.find_rate:
-            arrivals = stretched(self.trace, total_rate(self.trace) / rate).arrivals
+            arrivals = at_rate(self.trace, rate).arrivals
         else:
             arrivals = self.trace or []
         kept = fitting(arrivals, kv_tokens)
@@ -53,8 +53,7 @@ def requests_of(options: argparse.Namespace) -> Requests:
 
 def _traced(options: argparse.Namespace, objectives: Objectives) -> Requests:
     path, rng = Path(options.trace), Random(options.seed)
-    with path.open(encoding="utf-8-sig") as lines:
-        arrivals = azure_arrivals(lines) if path.suffix == ".csv" else mooncake_arrivals(lines, rng)
+    arrivals = trace_arrivals(path.read_text("utf-8"), rng)
     notes = [f"{path.name}: {len(arrivals)} requests at {total_rate(arrivals):.2f}/s"]
     if options.keep_share != 1.0:
         kept = thinned(arrivals, options.keep_share, rng)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.simulation.goodput.flight import Arrival
 from tools.bench_load.answer_reader import AnswerReader
 from tools.bench_load.arrivals import Constant, Gamma, Poisson, open_loop, parse_arrivals, real_rate, replay
 from tools.bench_load.bench_refused import BenchRefused
@@ -25,7 +26,6 @@ from tools.bench_load.request_result import RequestResult
 from tools.bench_load.results_file import Point, PointKey, ResultsFile
 from tools.bench_load.stages import STAGES, stages_of, summarise_stages
 from tools.bench_load.text_report import as_text
-from tools.bench_load.trace_files import at_rate, fitting, parse_trace, shrunk
 from tools.bench_load_options import read_options
 
 OBJECTIVES = {"W1": Objective(ttft_s=1.0, tpot_s=0.1)}
@@ -160,27 +160,13 @@ def test_arrivals_by_name() -> None:
     assert real_rate(steady) == 4.0
 
 
-def test_mooncakes_bins_are_spread_and_azures_stamps_are_read() -> None:
-    rows = [(0, 100, 10), (0, 200, 20), (0, 300, 30), (3000, 400, 40)]
-    text = "\n".join(json.dumps({"timestamp": t, "input_length": i, "output_length": o, "hash_ids": []}) for t, i, o in rows)
-    parsed = parse_trace(text, random.Random(1))
-    assert sorted(row.prompt_tokens for row in parsed) == [100, 200, 300, 400]
-    assert all(0.0 <= row.at_s < 3.0 for row in parsed[:3])
-    assert len({row.at_s for row in parsed}) == 4
-    azure = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n2023-11-16 18:17:04.4799600,3180,8\n"
-    parsed = parse_trace(azure, random.Random(1))
-    assert [(row.at_s, row.prompt_tokens, row.output_tokens) for row in parsed] == [(0.0, 4808, 10), (0.5, 3180, 8)]
-    halved = shrunk(parsed, 16)
-    assert [(row.prompt_tokens, row.output_tokens) for row in halved] == [(300, 1), (199, 1)]
-    assert [row.at_s for row in at_rate(parsed, 4.0)] == [0.0, 0.25]
-    assert fitting(parsed, 4000) == ([parsed[1]], 1)
-    assert [one.measured for one in replay(parsed, kind="trace", warmup=1)] == [False, True]
-
-
-@pytest.mark.parametrize("text", ["", "{}", "a,b\n1,2\n", "not a trace"])
-def test_what_is_no_trace_is_refused(text: str) -> None:
-    with pytest.raises(BenchRefused):
-        parse_trace(text, random.Random(1))
+def test_a_trace_is_sent_as_it_stands_behind_its_warm_up() -> None:
+    trace = [Arrival(arrived_s=at, prompt_tokens=100, output_tokens=9) for at in (0.0, 0.5)]
+    planned = replay(trace, kind="trace", warmup=1)
+    assert [(one.at_s, one.prompt_tokens, one.output_tokens, one.measured) for one in planned] == [
+        (0.0, 100, 9, False),
+        (0.5, 100, 9, True),
+    ]
 
 
 # ---------------------------------------------------------------------------------------- verdicts

@@ -1,6 +1,7 @@
 """The parts around the simulator: workloads, traces, rescaling, reports, the knee, the prefix cache."""
 
 import itertools
+import json
 import math
 from random import Random
 
@@ -12,9 +13,9 @@ from common.simulation.goodput.flight import Arrival, Flight
 from common.simulation.goodput.goodput_knee import PRECISION, find_knee
 from common.simulation.goodput.goodput_report import percentile, report_of, wilson
 from common.simulation.goodput.prefix_cache import SimulatedPrefixCache
-from common.simulation.goodput.rescaling import fitting, stretched, thinned
+from common.simulation.goodput.rescaling import at_rate, fitting, shrunk, stretched, thinned
 from common.simulation.goodput.step_run import StepRun
-from common.simulation.goodput.traces import azure_arrivals, mooncake_arrivals
+from common.simulation.goodput.traces import azure_arrivals, mooncake_arrivals, trace_arrivals
 from common.simulation.goodput.workloads import Lengths, RequestClass, Workload, total_rate
 from common.values.objectives import Objectives
 
@@ -55,15 +56,33 @@ def test_arrivals_vary_as_much_as_asked(variation: float) -> None:
     assert sum(a.prompt_tokens for a in arrivals) / len(arrivals) == pytest.approx(200.0, rel=0.05)
 
 
-def test_mooncake_rows_are_sorted_spread_over_their_bin_and_checked() -> None:
+def test_mooncake_rows_are_sorted_and_checked() -> None:
     arrivals = mooncake_arrivals(MOONCAKE, Random(0))
-    assert [a.prompt_tokens for a in arrivals] == [600, 900]
-    assert arrivals[0].arrived_s == 0.0
+    assert [(a.arrived_s, a.prompt_tokens) for a in arrivals] == [(0.0, 600), (3.0, 900)]
     assert arrivals[0].prefix == (0, 2)
     assert arrivals[0].output_tokens == 1
-    assert [a.arrived_s for a in mooncake_arrivals(MOONCAKE, Random(0), bin_s=0.0)] == [0.0, 3.0]
     with pytest.raises(ValueError, match="line 1"):
         mooncake_arrivals(["{}"], Random(0))
+
+
+def test_mooncake_rows_of_one_stamp_are_spread_over_the_bin() -> None:
+    rows = [(0, 100), (0, 200), (0, 300), (3000, 400)]
+    lines = [json.dumps({"timestamp": at, "input_length": tokens, "output_length": 9, "hash_ids": []}) for at, tokens in rows]
+    arrivals = mooncake_arrivals(lines, Random(1))
+    assert sorted(a.prompt_tokens for a in arrivals) == [100, 200, 300, 400]
+    assert len({a.arrived_s for a in arrivals}) == 4
+    assert all(0.0 <= a.arrived_s < 3.0 for a in arrivals)
+
+
+def test_a_trace_is_told_by_its_beginning() -> None:
+    assert trace_arrivals("\n".join(MOONCAKE), Random(0)) == mooncake_arrivals(MOONCAKE, Random(0))
+    assert trace_arrivals("\ufeff" + "\n".join(AZURE), Random(0)) == azure_arrivals(AZURE)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "a,b\n1,2\n", "not a trace", AZURE[0]])
+def test_what_is_no_trace_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="trace"):
+        trace_arrivals(text, Random(1))
 
 
 def test_azure_rows_keep_their_hundred_nanoseconds() -> None:
@@ -83,6 +102,8 @@ def test_rescaling_says_what_it_did() -> None:
     assert set(third.arrivals) <= set(arrivals)
     assert f"{len(third.arrivals)} of 100" in third.note
     assert stretched(arrivals, 2.0).arrivals[-1].arrived_s == 198.0
+    assert total_rate(at_rate(arrivals, 4.0).arrivals) == pytest.approx(4.0)
+    assert [a.prompt_tokens for a in shrunk(arrivals[:2], 8).arrivals] == [1, 2]
     assert len(fitting(arrivals, 501).arrivals) == 50
     assert fitting(arrivals, 5000).note == ""
 

@@ -8,9 +8,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.simulation.goodput.flight import Arrival
 from tools.bench_load.bench_refused import BenchRefused
 from tools.bench_load.request_class import RequestClass
-from tools.bench_load.trace_files import TraceRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,18 +113,18 @@ def closed_loop(classes: Sequence[RequestClass], *, count: int, warmup: int, see
     )
 
 
-def replay(rows: Sequence[TraceRow], *, kind: str, warmup: int) -> tuple[PlannedRequest, ...]:
+def replay(trace: Sequence[Arrival], *, kind: str, warmup: int) -> tuple[PlannedRequest, ...]:
     """A trace as it stands; its first `warmup` requests are not measured."""
     return tuple(
         PlannedRequest(
             number=number,
-            at_s=row.at_s,
+            at_s=arrival.arrived_s,
             kind=kind,
-            prompt_tokens=row.prompt_tokens,
-            output_tokens=row.output_tokens,
+            prompt_tokens=arrival.prompt_tokens,
+            output_tokens=arrival.output_tokens,
             measured=number >= warmup,
         )
-        for number, row in enumerate(rows)
+        for number, arrival in enumerate(trace)
     )
 
 

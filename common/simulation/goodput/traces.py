@@ -6,21 +6,32 @@ credit.
 
 import csv
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 from random import Random
 
 from common.simulation.goodput.flight import Arrival
 
 MOONCAKE_BLOCK_TOKENS = 512
 """A prefix name stands for that many tokens, and all before them."""
-MOONCAKE_BIN_S = 3.0
-"""Conversation stamps are rounded to bins of that width: up to 28 requests share one."""
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
-def mooncake_arrivals(lines: Iterable[str], rng: Random, *, bin_s: float = MOONCAKE_BIN_S) -> list[Arrival]:
-    """Requests of one stamp are spread over its bin: all at once would be a burst that never was. `bin_s` zero leaves them."""
+def trace_arrivals(text: str, rng: Random) -> list[Arrival]:
+    """Either format, told by its first character."""
+    lines = text.lstrip("\ufeff \t\r\n").splitlines()
+    arrivals = mooncake_arrivals(lines, rng) if lines and lines[0].startswith("{") else azure_arrivals(lines)
+    if not arrivals:
+        raise ValueError("the trace is empty")
+    return arrivals
+
+
+def mooncake_arrivals(lines: Iterable[str], rng: Random) -> list[Arrival]:
+    """Requests of one stamp are spread over the trace's bin (the conversations' stamps are rounded to 3 s, and up to 28 requests
+    share one): all at once would be a burst that never was."""
     arrivals = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -31,9 +42,8 @@ def mooncake_arrivals(lines: Iterable[str], rng: Random, *, bin_s: float = MOONC
             prefix = tuple(int(name) for name in row.get("hash_ids", ()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"line {number} is not of a Mooncake trace: {error}") from None
-        at = stamp / 1000.0 + (bin_s * rng.random() if bin_s else 0.0)
-        arrivals.append(_arrival(number, at, prompt, output, prefix))
-    return _from_zero(arrivals)
+        arrivals.append(_arrival(number, stamp / 1000.0, prompt, output, prefix))
+    return _from_zero(_spread(arrivals, rng))
 
 
 def azure_arrivals(lines: Iterable[str]) -> list[Arrival]:
@@ -68,15 +78,16 @@ def _arrival(number: int, at: float, prompt: int, output: int, prefix: tuple[int
     return Arrival(arrived_s=at, prompt_tokens=max(1, prompt), output_tokens=max(1, output), prefix=prefix)
 
 
+def _spread(arrivals: Sequence[Arrival], rng: Random) -> list[Arrival]:
+    """The bin is the least time between two stamps; a stamp of one request is taken as exact."""
+    sharing = Counter(arrival.arrived_s for arrival in arrivals)
+    bin_s = min((later - earlier for earlier, later in pairwise(sorted(sharing))), default=0.0)
+    return [
+        replace(each, arrived_s=each.arrived_s + bin_s * rng.random()) if sharing[each.arrived_s] > 1 else each for each in arrivals
+    ]
+
+
 def _from_zero(arrivals: list[Arrival]) -> list[Arrival]:
     arrivals.sort(key=lambda arrival: arrival.arrived_s)
     start = arrivals[0].arrived_s if arrivals else 0.0
-    return [
-        Arrival(
-            arrived_s=each.arrived_s - start,
-            prompt_tokens=each.prompt_tokens,
-            output_tokens=each.output_tokens,
-            prefix=each.prefix,
-        )
-        for each in arrivals
-    ]
+    return [replace(each, arrived_s=each.arrived_s - start) for each in arrivals]
