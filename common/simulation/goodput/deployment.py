@@ -41,7 +41,8 @@ class Policies:
 class Deployment:
     """`kv_tokens` and `max_sequences` of each worker. `step_tokens`: positions in one step of a worker that mixes prompt chunks
     and decode rows. `first_token_counts`: the prefill makes the first of the output tokens (else, as in DistServe's simulator,
-    all of them are decode steps). `step_by_step`: the slow reference that takes every decode step by itself."""
+    all of them are decode steps). `step_by_step`: the slow reference that takes every decode step by itself. `changeable`: workers may
+    change their roles; each then has what both need."""
 
     prefill: int
     decode: int
@@ -57,6 +58,7 @@ class Deployment:
     prefix_blocks: int = 0
     first_token_counts: bool = True
     step_by_step: bool = False
+    changeable: bool = False
 
     def __post_init__(self) -> None:
         if min(self.prefill, self.decode, self.both) < 0 or (self.prefill == 0) != (self.decode == 0):

@@ -23,11 +23,13 @@ class Arrival:
 
 
 class Flight:
-    """Times are None until they come. `refused`: admission said no, and nothing was computed."""
+    """Times are None until they come. `refused`: admission said no, and nothing was computed. `decoded_steps`: those on workers
+    that it has left."""
 
     __slots__ = (
         "arrival",
         "cached_tokens",
+        "decoded_steps",
         "decoding_s",
         "ended_s",
         "first_token_s",
@@ -46,6 +48,7 @@ class Flight:
         self.objectives = objectives
         self.unloaded_s = unloaded_s
         self.cached_tokens = 0
+        self.decoded_steps = 0
         self.split = True
         self.refused = False
         self.gives_way = False

@@ -1,11 +1,12 @@
 """Requests through a deployment in virtual time, decided by the policies that the services run.
 
-Events are ordered by time; of one moment arrivals come first, then prompts that are done, hand-offs that arrive, step
-boundaries, each by number: a run with every step as an event and a run in closed form see the same order.
+Events are ordered by time; of one moment arrivals come first, then looks at the deployment, prompts that are done, hand-offs
+that arrive, step boundaries, each by number: a run with every step as an event and a run in closed form see the same order.
 """
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 
 from common.policy.admission import DecodeOutlook, PrefillOutlook, Refused, ServedLate, decide_admission
@@ -20,15 +21,26 @@ from common.simulation.goodput.prefill_worker import Planned, PrefillWorker
 from common.simulation.goodput.prefix_cache import SimulatedPrefixCache
 from common.values.errors import InvariantBroken
 from common.values.objectives import Objectives
+from common.values.worker import Role
 
-PROMPTS_DONE, HANDED_OVER, BOUNDARY = 1, 2, 3
+LOOK, PROMPTS_DONE, HANDED_OVER, BOUNDARY = 0, 1, 2, 3
 LONGEST_OUTPUT = 1 << 20
 """A prediction may not look at what a request will make."""
 BUSY = 0.8
 """From this share of their time on that prompts want, prefill workers keep no streams."""
 
 Worker = PrefillWorker | MixingWorker
-_Event = tuple[float, int, int, int, Worker | Flight]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Somebody looks at the deployment now, and again after `every_s`, and may change roles."""
+
+    at_look: Callable[[float], None]
+    every_s: float
+
+
+_Event = tuple[float, int, int, int, Worker | Flight | Look]
 
 
 class GoodputSimulator:
@@ -48,8 +60,9 @@ class GoodputSimulator:
         self._asked_s = 0.0
         self._wanted = Fading(0.0, 0.0)
         self._asked = 0
+        self._looks_until_s = 0.0
         number = iter(range(deployment.workers))
-        mixing = self._policies.free
+        mixing = self._policies.free or deployment.changeable
         self._prompt_sites: list[Worker] = [
             self._mixing(next(number), deployment.batch.max_tokens) if mixing else self._batching(next(number))
             for _ in range(deployment.prefill)
@@ -57,13 +70,20 @@ class GoodputSimulator:
         self._decode = [self._mixing(next(number)) for _ in range(deployment.decode)]
         self._prompt_sites += [self._mixing(next(number)) for _ in range(deployment.both)]
         self._prefill_only = set(self._prompt_sites[: deployment.prefill])
+        prefill = deployment.prefill
+        both = self._prompt_sites[prefill:]
+        self._workers: list[Worker] = [*self._prompt_sites[:prefill], *self._decode, *both]
         blocks = deployment.prefix_blocks
-        self._caches = [SimulatedPrefixCache(blocks, deployment.prefix_block_tokens) for _ in self._prompt_sites] if blocks else []
+        caching = self._workers if deployment.changeable else self._prompt_sites
+        self._caches = {worker: SimulatedPrefixCache(blocks, deployment.prefix_block_tokens) for worker in caching if blocks}
 
-    def run(self, arrivals: Sequence[Arrival]) -> list[Flight]:
-        """All requests, in the order of `arrivals`, which is that of their times."""
+    def run(self, arrivals: Sequence[Arrival], look: Look | None = None) -> list[Flight]:
+        """All requests, in the order of `arrivals`, which is that of their times. `look` is called until the last has come."""
         flights: list[Flight] = []
         events = self._events
+        if look is not None:
+            self._looks_until_s = arrivals[-1].arrived_s if arrivals else 0.0
+            heapq.heappush(events, (look.every_s, LOOK, 0, 0, look))
         before = 0.0
         for number, arrival in enumerate(arrivals):
             if arrival.arrived_s < before:
@@ -71,15 +91,49 @@ class GoodputSimulator:
             before = arrival.arrived_s
             while events and events[0][0] < before:
                 self._happen(heapq.heappop(events))
-            unloaded_s = self._time.prefill.seconds(arrival.prompt_tokens)
-            objectives = self._objectives.get(arrival.request_class) or self._objectives[""]
-            flight = Flight(number, arrival, objectives, unloaded_s)
+            flight = self.flight_of(number, arrival)
             flights.append(flight)
             self._arrive(flight, before)
         while events:
             self._happen(heapq.heappop(events))
         self._check_all_ended(flights)
         return flights
+
+    def flight_of(self, number: int, arrival: Arrival) -> Flight:
+        unloaded_s = self._time.prefill.seconds(arrival.prompt_tokens)
+        objectives = self._objectives.get(arrival.request_class) or self._objectives[""]
+        return Flight(number, arrival, objectives, unloaded_s)
+
+    @property
+    def workers(self) -> Sequence[Worker]:
+        """By number: first those that began as prefill workers, then decode workers, then colocated ones."""
+        return self._workers
+
+    def is_prefill(self, number: int) -> bool:
+        return self._workers[number] in self._prefill_only
+
+    def expected_tokens(self, arrival: Arrival) -> float:
+        """What is known of a request's output when it comes."""
+        return self._lengths.predicted(arrival.request_class, min(LONGEST_OUTPUT, self._deployment.kv_tokens - arrival.prompt_tokens))
+
+    def change_role(self, number: int, role: Role, now: float) -> None:
+        """The worker takes the role for what comes. A new prefill worker gives its streams away (a hand-off each; one that finds no
+        room stays), a new decode worker hands its waiting prompts back and finishes those that it has begun."""
+        worker = self._workers[number]
+        if not isinstance(worker, MixingWorker) or not self._deployment.changeable:
+            raise ValueError("these workers keep their roles")
+        if role == "prefill" and worker in self._decode:
+            self._decode.remove(worker)
+            self._prompt_sites.append(worker)
+            self._prefill_only.add(worker)
+            for flight in worker.give_away(now):
+                self._hand_over(flight, now)
+        elif role == "decode" and worker in self._prefill_only:
+            self._prefill_only.remove(worker)
+            self._prompt_sites.remove(worker)
+            self._decode.append(worker)
+            for flight in worker.withdraw_prompts(now):
+                self._offer(flight, now)
 
     def _batching(self, number: int) -> PrefillWorker:
         worker = PrefillWorker(self._deployment, self._planner(PROMPTS_DONE, number, lambda: worker))
@@ -100,7 +154,11 @@ class GoodputSimulator:
 
     def _happen(self, event: _Event) -> None:
         now, _, _, version, subject = event
-        if isinstance(subject, Flight):
+        if isinstance(subject, Look):
+            subject.at_look(now)
+            if now + subject.every_s <= self._looks_until_s:
+                heapq.heappush(self._events, (now + subject.every_s, LOOK, 0, 0, subject))
+        elif isinstance(subject, Flight):
             self._handed.pop(subject.number).join(subject, now)
         elif version != subject.version:
             return
@@ -118,7 +176,30 @@ class GoodputSimulator:
         arrival = flight.arrival
         if arrival.prompt_tokens + arrival.output_tokens > self._deployment.kv_tokens:
             raise ValueError(f"request {flight.number} never fits: its KV is larger than a worker's")
-        cached = [cache.cached_tokens(arrival.prefix, arrival.prompt_tokens) for cache in self._caches]
+        chosen, cost_s = self._choose_prompt_site(flight, now)
+        if self._policies.late is not None and self._refuses(flight, cost_s, now):
+            return
+        self._begin_share(flight)
+        self._wanted.add(flight.unloaded_s, now)
+        if self._policies.free and self._decode and self._goes_beside(flight, cost_s, now):
+            return
+        self._take_prompt(chosen, flight, now)
+
+    def _offer(self, flight: Flight, now: float) -> None:
+        """A request that was taken before is placed anew."""
+        self._take_prompt(self._choose_prompt_site(flight, now)[0], flight, now)
+
+    def _take_prompt(self, worker: Worker, flight: Flight, now: float) -> None:
+        if isinstance(worker, PrefillWorker):
+            worker.offer(flight, now)
+        else:
+            flight.split = worker in self._prefill_only
+            worker.offer_prompt(flight, now)
+
+    def _choose_prompt_site(self, flight: Flight, now: float) -> tuple[Worker, float]:
+        """And the predicted seconds until it is computed there."""
+        arrival, caches = flight.arrival, self._caches
+        cached = [caches[site].cached_tokens(arrival.prefix, arrival.prompt_tokens) for site in self._prompt_sites] if caches else []
 
         def cost(site: int) -> float:
             return self._prompt_cost_s(self._prompt_sites[site], flight, cached[site] if cached else 0, now)
@@ -137,18 +218,7 @@ class GoodputSimulator:
             draws=self._rng,
         )
         flight.cached_tokens = cached[chosen] if cached else 0
-        if self._policies.late is not None and self._refuses(flight, cost(chosen), now):
-            return
-        self._begin_share(flight)
-        worker = self._prompt_sites[chosen]
-        self._wanted.add(flight.unloaded_s, now)
-        if self._policies.free and self._decode and self._goes_beside(flight, cost(chosen), now):
-            return
-        if isinstance(worker, PrefillWorker):
-            worker.offer(flight, now)
-        else:
-            flight.split = worker in self._prefill_only
-            worker.offer_prompt(flight, now)
+        return self._prompt_sites[chosen], cost(chosen)
 
     def _prompt_cost_s(self, worker: Worker, flight: Flight, cached: int, now: float) -> float:
         tokens = flight.arrival.prompt_tokens
@@ -214,13 +284,22 @@ class GoodputSimulator:
             if self._deployment.first_token_counts and flight.arrival.output_tokens == 1:
                 worker.hand_over(flight)
                 self._end(flight, now)
-            elif worker in self._prefill_only and not self._stays(worker, flight, now):
+            elif worker in self._prefill_only and not (self._policies.free and self._stays(worker, flight, now)):
                 worker.hand_over(flight)
                 self._hand_over(flight, now)
             else:
                 flight.split = False
                 worker.decode_here(flight, now)
+        for flight in events.leaving:
+            self._give_to_another(worker, flight, now)
         worker.plan(now)
+
+    def _give_to_another(self, worker: MixingWorker, flight: Flight, now: float) -> None:
+        there = self._best_decode(flight, now)
+        if flight.arrival.prompt_tokens + flight.arrival.output_tokens <= there.room_tokens:
+            self._hand_over(flight, now)
+        else:
+            worker.keep(flight, now)
 
     def _stays(self, worker: MixingWorker, flight: Flight, now: float) -> bool:
         there = self._best_decode(flight, now)
@@ -243,7 +322,7 @@ class GoodputSimulator:
 
     def _hand_over(self, flight: Flight, now: float) -> None:
         worker = self._best_decode(flight, now)
-        transfer_s = self._deployment.transfer.seconds(flight.arrival.prompt_tokens)
+        transfer_s = self._deployment.transfer.seconds(flight.arrival.prompt_tokens + flight.decoded_steps)
         if transfer_s > 0.0:
             self._handed[flight.number] = worker
             heapq.heappush(self._events, (now + transfer_s, HANDED_OVER, flight.number, 0, flight))
@@ -280,8 +359,7 @@ class GoodputSimulator:
         return self._lengths.predicted(flight.arrival.request_class, most)
 
     def _remember(self, flight: Flight, worker: Worker) -> None:
-        if self._caches and worker in self._prompt_sites:
-            cache = self._caches[self._prompt_sites.index(worker)]
+        if (cache := self._caches.get(worker)) is not None:
             cache.computed(flight.arrival.prefix, flight.arrival.prompt_tokens)
 
     def _end(self, flight: Flight, now: float) -> None:
@@ -307,3 +385,5 @@ class GoodputSimulator:
         lost = [flight.number for flight in flights if flight.ended_s is None and not flight.refused]
         if lost or self._handed:
             raise InvariantBroken(f"requests without an end: {lost[:5]}")
+        if not all(worker.is_empty for worker in self._workers if isinstance(worker, MixingWorker)):
+            raise InvariantBroken("a worker counts tokens of requests that have ended")

@@ -20,10 +20,12 @@ from common.simulation.goodput.step_run import StepRun
 
 
 class BoundaryEvents(NamedTuple):
-    """Of one boundary: requests that ended, and requests whose prompt is computed (their room here is still reserved)."""
+    """Of one boundary: requests that ended, requests whose prompt is computed (their room here is still reserved), and streams
+    that this worker should give to another one (their room is free)."""
 
     ended: list[Flight]
     prefilled: list[Flight]
+    leaving: list[Flight]
 
 
 class _Prompt:
@@ -63,6 +65,7 @@ class MixingWorker:
         self._kv_tokens = 0
         self._queued_room = 0
         self._blocked = False
+        self._gives_away = False
         self.version = 0
 
     @property
@@ -73,6 +76,11 @@ class MixingWorker:
     @property
     def prompts(self) -> int:
         return len(self._queued) + len(self._prompts)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nobody is here, and nobody's room or tokens are still counted."""
+        return not (self.streams or self.prompts or self._reserved or self._queued_room or self._kv_tokens)
 
     @property
     def step_tokens(self) -> int:
@@ -140,9 +148,33 @@ class MixingWorker:
         """A request that was prefilled here goes on here. Only between `boundary` and `plan`."""
         self._start_stream(flight, now)
 
+    def keep(self, flight: Flight, now: float) -> None:
+        """A stream that should leave and found no room elsewhere goes on here. Only between `boundary` and `plan`."""
+        self._reserved += self._need(flight)
+        self._start_stream(flight, now)
+
     def hand_over(self, flight: Flight) -> None:
         """A request that was prefilled here goes elsewhere, or has ended with its first token."""
         self._reserved -= self._need(flight)
+
+    def give_away(self, now: float) -> list[Flight]:
+        """This worker's role has changed: its streams leave at the next boundary, those that wait for room at once."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._queued_room -= sum(self._need(flight) for flight in waiting)
+        self._gives_away = bool(self._sequences)
+        if self._gives_away:
+            self._wake(now)
+        return waiting
+
+    def withdraw_prompts(self, now: float) -> list[Flight]:
+        """Prompts that wait here and are not begun, to be placed anew."""
+        withdrawn = []
+        while batch := self._queue.next_batch(now, alone=True):
+            withdrawn += [self._queued.pop(queued.handle) for queued in batch]
+        self._queued_room -= sum(self._need(flight) for flight in withdrawn)
+        self._blocked = False
+        return withdrawn
 
     def boundary(self, now: float) -> BoundaryEvents:
         """The planned steps are over. Call `plan` once what became of the prefilled requests is decided."""
@@ -159,8 +191,9 @@ class MixingWorker:
             self._reserved -= self._need(flight)
             ended.append(flight)
         prefilled = self._advance_prompts(steps, now) if self._prompts else []
-        self._blocked = self._blocked and not ended and not prefilled
-        return BoundaryEvents(ended, prefilled)
+        leaving = self._let_streams_go() if self._gives_away else []
+        self._blocked = self._blocked and not ended and not prefilled and not leaving
+        return BoundaryEvents(ended, prefilled, leaving)
 
     def plan(self, now: float) -> None:
         """Let in who waits, and run until something changes."""
@@ -195,8 +228,20 @@ class MixingWorker:
             self.version += 1
             self._planned(run.time_at(steps), self.version)
 
+    def _let_streams_go(self) -> list[Flight]:
+        self._gives_away = False
+        leaving = []
+        for leaves, _, flight in sorted(self._leaves, key=lambda entry: entry[:2]):
+            flight.decoded_steps = self._steps_of(flight) - (leaves - self._steps_done)
+            self._kv_tokens -= flight.arrival.prompt_tokens + 1 + flight.decoded_steps
+            self._reserved -= self._need(flight)
+            leaving.append(flight)
+        self._leaves.clear()
+        self._sequences = 0
+        return leaving
+
     def _lets_somebody_in(self) -> bool:
-        return bool(self._queued) or bool(self._waiting and self._admits(self._waiting[0]))
+        return self._gives_away or bool(self._queued) or bool(self._waiting and self._admits(self._waiting[0]))
 
     def _admits(self, flight: Flight) -> bool:
         fits = self._reserved + self._need(flight) <= self._deployment.kv_tokens
@@ -211,8 +256,9 @@ class MixingWorker:
     def _start_stream(self, flight: Flight, now: float) -> None:
         flight.decoding_s = now
         self._sequences += 1
-        self._kv_tokens += flight.arrival.prompt_tokens + 1
-        heapq.heappush(self._leaves, (self._steps_done + self._steps_of(flight), flight.number, flight))
+        self._kv_tokens += flight.arrival.prompt_tokens + 1 + flight.decoded_steps
+        steps_left = self._steps_of(flight) - flight.decoded_steps
+        heapq.heappush(self._leaves, (self._steps_done + steps_left, flight.number, flight))
 
     def _give_chunks(self, now: float) -> int:
         """Share a step's positions among prompts, begun ones first; for how many steps the shares stay the same."""
