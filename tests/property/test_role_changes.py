@@ -1,4 +1,4 @@
-"""Laws of roles that change while the simulated deployment serves: nothing is lost or made twice, and closed form equals step by step."""
+"""Laws of roles that change while the simulation serves: nothing is lost or made twice, closed form equals step by step."""
 
 from dataclasses import replace
 from random import Random
