@@ -1,10 +1,11 @@
 """On which machine `bench-engine` measured, and whether it was quiet."""
 
 import os
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from common.runtime.host_cpu import host_cpu
 
 _FEATURES = (
     "avx2",
@@ -50,12 +51,13 @@ def look_at_machine(cores: tuple[int, ...]) -> Machine:
     before = _busy_s(cores)
     time.sleep(_LOOK_S)
     busy = (_busy_s(cores) - before) / _LOOK_S / max(1, len(cores))
-    name, features = _cpu()
-    return Machine(cpu=name, features=features, cores=cores, load_average=os.getloadavg()[0], busy_share=max(0.0, busy))
+    cpu = host_cpu()
+    features = tuple(feature for feature in _FEATURES if feature in cpu.flags)
+    return Machine(cpu=cpu.name, features=features, cores=cores, load_average=os.getloadavg()[0], busy_share=max(0.0, busy))
 
 
 def cpu_name() -> str:
-    return _cpu()[0]
+    return host_cpu().name
 
 
 def _busy_s(cores: tuple[int, ...], stat: Path = Path("/proc/stat")) -> float:
@@ -68,15 +70,3 @@ def _busy_s(cores: tuple[int, ...], stat: Path = Path("/proc/stat")) -> float:
             user, nice, system, _idle, _iowait, interrupts, soft_interrupts, stolen = map(int, fields[:8])
             ticks += user + nice + system + interrupts + soft_interrupts + stolen
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _cpu(info: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
-    name, flags = platform.processor() or platform.machine(), set[str]()
-    for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            name = value.strip()
-        elif key.strip() == "flags":
-            flags = set(value.split())
-            break
-    return name, tuple(feature for feature in _FEATURES if feature in flags)

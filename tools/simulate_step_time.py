@@ -1,4 +1,4 @@
-"""A step-time model as a file: JSON with the coefficients in seconds, under the names that the model has."""
+"""A step-time model as a file: a calibration, or JSON with the coefficients alone, in seconds, under the names that the model has."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,14 +6,12 @@ from pathlib import Path
 import msgspec
 
 from common.policy.step_time import StepTime
-from common.values.errors import SettingsError
+from common.runtime.calibration_file import load_step_time
 
 
 def read_step_time(path: Path) -> StepTime:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=StepTime)
-    except (OSError, msgspec.MsgspecError, ValueError) as error:
-        raise SettingsError(f"{path} has no step-time model: {error}") from None
+    """Raises SettingsError."""
+    return load_step_time(path)
 
 
 def write_step_time(path: Path, step_time: StepTime) -> None:
