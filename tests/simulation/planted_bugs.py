@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
-from common.mesh import gateway
+from common.mesh import gateway_streams
 from common.mesh.cancel_memory import CancelMemory
 from common.mesh.gateway import GatewayCore
+from common.mesh.gateway_probes import GatewayProbes
 from common.mesh.handoff_desk import HandoffDesk
 from common.mesh.owner_watch import OwnerWatch
 from common.mesh.request_store import RequestStore
@@ -69,7 +70,7 @@ def _take_frames_of_any_attempt() -> Change:
     def on_frame(core: GatewayCore, frame: Any, now: float) -> None:
         entries = []
         for entry in frame.entries:
-            request = core._requests.get(entry.request_id)
+            request = core._ledger.requests.get(entry.request_id)
             entries.append(entry if request is None else msgspec.structs.replace(entry, attempt=request.attempt))
         original(core, msgspec.structs.replace(frame, entries=entries), now)
 
@@ -121,14 +122,14 @@ def _settle_without_revoking() -> Change:
 
 
 def _read_replays(change: Callable[[Any], Any]) -> Change:
-    original = GatewayCore._on_replay_entry
+    original = GatewayProbes._on_entry
 
-    def on_replay_entry(core: GatewayCore, request: Any, worker: Any, entry: Any, *rest: Any) -> None:
+    def on_entry(probes: GatewayProbes, request: Any, worker: Any, entry: Any, *rest: Any) -> None:
         changed = change(entry)
         if changed is not None:
-            original(core, request, worker, changed, *rest)
+            original(probes, request, worker, changed, *rest)
 
-    return (GatewayCore, "_on_replay_entry", on_replay_entry)
+    return (GatewayProbes, "_on_entry", on_entry)
 
 
 def _share_what_is_free() -> Change:
@@ -214,7 +215,7 @@ BUGS = (
     ),
     Bug(
         name="lost scores are not missed",
-        changes=((gateway, "_lacks_scores", lambda request, stream, new: False),),
+        changes=((gateway_streams, "_lacks_scores", lambda request, stream, new: False),),
         law="log-probabilities of other tokens",
         weather=FaultStrength(deaths=3, gateway_deaths=3, store_outages=4, step_s=0.1),
     ),

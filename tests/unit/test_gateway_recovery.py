@@ -2,13 +2,9 @@
 
 import pytest
 
-from common.mesh.gateway import (
-    FULL_RETRY_S,
-    MAX_ITEMS,
-    MAX_UNANSWERED,
-    PATIENCE_S,
-)
+from common.mesh.gateway_attempts import FULL_RETRY_S, PATIENCE_S
 from common.mesh.gateway_effects import SendDispatch, SendReplay
+from common.mesh.gateway_probes import MAX_ITEMS, MAX_UNANSWERED
 from common.values.errors import (
     BrokerUnavailable,
     Overloaded,
