@@ -1,6 +1,7 @@
 """One of each message on the wire, with every field filled, beside the decoder that takes it: for the tests of the format."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from common.values.cache_page import CachePage
 from common.values.ids import Incarnation, ModelKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.sampling import SamplingParameters
+from common.values.step_coefficients import StepCoefficients
 from common.values.tokens import Ending, NewTokens, PositionLogprobs
 from common.values.worker import WorkerSnapshot
 
@@ -38,6 +40,30 @@ SNAPSHOT = WorkerSnapshot(
     blocks_cached=0,
     peers={"p": "shm"},
 )
+STEP_TIME = StepCoefficients(
+    prefill_base_s=0.01,
+    prefill_per_token_s=0.001,
+    prefill_per_pair_s=1e-7,
+    decode_base_s=0.02,
+    decode_per_kv_token_s=1e-6,
+    decode_per_sequence_s=0.002,
+    knee=8,
+    beyond=(0.01, 1e-6, 0.003),
+)
+MEASURED = replace(
+    SNAPSHOT,
+    step_time=STEP_TIME,
+    prefill_queue_s=0.5,
+    decoding=2,
+    decoding_kv_tokens=300,
+    stream_slack_s=0.25,
+    tokens_left=12.5,
+    transfer_base_s=0.01,
+    transfer_per_token_s=1e-5,
+    reserved_tokens_free=100,
+    changing=True,
+    role_decision=4,
+)
 
 INBOX: list[msgspec.Struct] = [
     m.Dispatch(
@@ -56,6 +82,22 @@ INBOX: list[msgspec.Struct] = [
     m.Cancel(request_id="r", attempt=1),
     m.Cancel(request_id="r", attempt=1, choices=[0, 2]),
     m.TellCache(),
+    m.Dispatch(
+        request_id="r",
+        attempt=1,
+        gateway="g",
+        incarnation="i",
+        model=MODEL,
+        prompt=m.pack_ids([1, 2]),
+        choices=[m.ChoiceState(choice=0)],
+        sampling=SAMPLING,
+        ttft_left_s=1.25,
+        tpot_s=0.05,
+        best_effort=True,
+        gives_way=True,
+        expected_tokens=17,
+    ),
+    m.RoleChange(role="decode", decision=4),
 ]
 CONTROL: list[msgspec.Struct] = [
     m.Hello(worker="w", incarnation="i", model=MODEL, fingerprint=FINGERPRINT, transport=b"t"),
@@ -69,8 +111,24 @@ CONTROL: list[msgspec.Struct] = [
     m.Withdraw(**OFFERED),
     m.ForwardedCancel(**SEQUENCE),
     m.Held(seen=3, sequences=[m.HeldSequence("r", 0, 1, 2, True)]),
+    m.Offer(
+        **OFFERED,
+        gateway="g",
+        prompt=m.pack_ids([1]),
+        tokens=[2],
+        sampling=SAMPLING,
+        positions=2,
+        tpot_s=0.05,
+        spent_s=0.5,
+        best_effort=True,
+        gives_way=True,
+        expected_tokens=17,
+    ),
+    m.Last(**OFFERED, reservation=RESERVATION, new=NEW, spent_s=0.5, held_s=0.25),
 ]
 FRAME = m.FrameEntry(request_id="r", choice=0, attempt=1, new=NEW)
+STAGES = m.StageSeconds(prefill_queue_s=0.1, prefill_s=0.2, transfer_s=0.3, decode_queue_s=0.4)
+STAMPED = m.FrameEntry(request_id="r", choice=0, attempt=1, new=NEW, stages=STAGES)
 ITEM = m.ReplayItem(request_id="r", choice=0, attempt=1, next_index=0)
 ENTRY = m.ReplayEntry(request_id="r", choice=0, attempt=1, state="moved", new=NEW, moved_to="d")
 ALONE: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
@@ -80,6 +138,8 @@ ALONE: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
     (m.ReplayReply(worker="w", incarnation="i", entries=[ENTRY], more=True), m.decode_replay_reply),
     (m.Snapshot(snapshot=SNAPSHOT, gone=True, cache=CachePage(number=3, restart=True, added=b"n" * 32)), m.decode_snapshot),
     (m.GatewayBeat(gateway="g", incarnation="i"), m.decode_gateway_beat),
+    (m.Snapshot(snapshot=MEASURED), m.decode_snapshot),
+    (m.TokenFrame(worker="w", incarnation="i", entries=[STAMPED]), m.decode_token_frame),
 ]
 MESSAGES: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
     *((message, m.decode_inbox) for message in INBOX),

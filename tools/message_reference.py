@@ -18,8 +18,11 @@ from common.protocol.wire_version import WIRE_VERSION
 
 PAGE = Path(__file__).parents[1] / "common" / "protocol" / "MESSAGES.md"
 _PARTS = (
-    ("Gateway to worker: the inbox", ("Dispatch", "ChoiceState", "Cancel", "TellCache", "DispatchReply")),
-    ("Worker to gateway", ("TokenFrame", "FrameEntry", "ReplayRequest", "ReplayItem", "ReplayReply", "ReplayEntry", "Snapshot")),
+    ("Gateway to worker: the inbox", ("Dispatch", "ChoiceState", "Cancel", "TellCache", "RoleChange", "DispatchReply")),
+    (
+        "Worker to gateway",
+        ("TokenFrame", "FrameEntry", "StageSeconds", "ReplayRequest", "ReplayItem", "ReplayReply", "ReplayEntry", "Snapshot"),
+    ),
     ("Gateway to all workers", ("GatewayBeat",)),
     (
         "Worker to worker: the control connection",

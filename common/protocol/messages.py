@@ -18,7 +18,7 @@ from common.values.ids import ModelKey
 from common.values.kv_layout import Fingerprint
 from common.values.sampling import SamplingParameters
 from common.values.tokens import NewTokens
-from common.values.worker import WorkerSnapshot
+from common.values.worker import Role, WorkerSnapshot
 
 MAX_CHOICES = 128
 MAX_ENTRIES = 8192
@@ -49,6 +49,10 @@ class Dispatch(Wire, frozen=True, kw_only=True, tag="dispatch"):
     `prompt` is None for a prompt that would pass the broker's message limit: the worker reads it in the request record.
     `salt` separates the prefix caches of tenants. `remaining_s` bounds the whole request. `epoch` rises with every change of
     the request's gateway. A `suspect` was recovered from a lost worker: it is announced before it is run, one at a time.
+
+    Objectives order the work and never its results: `ttft_left_s` until the first token is late, `tpot_s` between later ones.
+    `best_effort` was admitted without a promise; `gives_way` is of a key that has had more than its share. `expected_tokens`:
+    predicted length of the answer.
     """
 
     request_id: Name
@@ -64,6 +68,11 @@ class Dispatch(Wire, frozen=True, kw_only=True, tag="dispatch"):
     salt: bytes = b""
     remaining_s: float | None = None
     suspect: bool = False
+    ttft_left_s: float | None = None
+    tpot_s: float | None = None
+    best_effort: bool = False
+    gives_way: bool = False
+    expected_tokens: Count | None = None
 
 
 class Cancel(Wire, frozen=True, kw_only=True, tag="cancel"):
@@ -80,7 +89,15 @@ class TellCache(Wire, frozen=True, kw_only=True, tag="tell_cache"):
     """A page of the worker's prefix cache was missed: its next snapshots tell the whole set."""
 
 
-InboxMessage = Dispatch | Cancel | TellCache
+class RoleChange(Wire, frozen=True, kw_only=True, tag="role_change"):
+    """Take this role while serving, weights resident: what comes is served by it, what runs moves or ends here. The worker's next
+    snapshots say so. A `decision` that is not above the one it took last is ignored."""
+
+    role: Role
+    decision: Count
+
+
+InboxMessage = Dispatch | Cancel | TellCache | RoleChange
 
 
 DispatchVerdict = Literal["accepted", "full", "stale", "refused"]
@@ -99,11 +116,24 @@ class DispatchReply(Wire, frozen=True, kw_only=True):
 # ---------------------------------------------------------------------------------------- worker → gateway
 
 
-class FrameEntry(msgspec.Struct, frozen=True, kw_only=True):
+class StageSeconds(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How long a sequence was in each stage at one worker, by that worker's own clock; None where it was not in it there.
+    `transfer_s` is what is left of the transfer after the first token, the sender's part of it included."""
+
+    prefill_queue_s: float | None = None
+    prefill_s: float | None = None
+    transfer_s: float | None = None
+    decode_queue_s: float | None = None
+
+
+class FrameEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`stages` come with the first token that the worker itself makes of the sequence."""
+
     request_id: str
     choice: int
     attempt: int
     new: NewTokens
+    stages: StageSeconds | None = None
 
 
 NoticeKind = Literal["suspect", "cleared", "moved", "handed_back"]
@@ -205,7 +235,8 @@ class Offer(Wire, frozen=True, kw_only=True, tag="offer"):
     """P → D, when the first chunk is sealed. `number` makes answers to an older offer recognisable.
 
     `prompt` and `choice` are the dispatch's, so that D can prefill what it cannot copy. `positions` is the number of
-    positions whose KV will be handed over.
+    positions whose KV will be handed over. `tpot_s`, `best_effort`, `gives_way` and `expected_tokens` are the dispatch's too;
+    `spent_s` seconds have passed since the first token of a stream that is moved.
     """
 
     request_id: Name
@@ -222,6 +253,11 @@ class Offer(Wire, frozen=True, kw_only=True, tag="offer"):
     salt: bytes = b""
     remaining_s: float | None = None
     suspect: bool = False
+    tpot_s: float | None = None
+    spent_s: float = 0.0
+    best_effort: bool = False
+    gives_way: bool = False
+    expected_tokens: Count | None = None
 
 
 class Accept(Wire, frozen=True, kw_only=True, tag="accept"):
@@ -276,7 +312,8 @@ class Ready(Wire, frozen=True, kw_only=True, tag="ready"):
 
 
 class Last(Wire, frozen=True, kw_only=True, tag="last"):
-    """P → D: the right to emit. `new` holds all tokens so far from index 0 on, with their log-probabilities."""
+    """P → D: the right to emit. `new` holds all tokens so far from index 0 on, with their log-probabilities; `spent_s` seconds
+    have passed since the first of them, `held_s` since the last."""
 
     request_id: Name
     choice: int
@@ -284,6 +321,8 @@ class Last(Wire, frozen=True, kw_only=True, tag="last"):
     number: Count
     reservation: bytes
     new: NewTokens
+    spent_s: float = 0.0
+    held_s: float = 0.0
 
 
 class Ack(Wire, frozen=True, kw_only=True, tag="ack"):

@@ -16,6 +16,7 @@ from common.protocol.messages import (
     DispatchReply,
     ReplayEntry,
     ReplayReply,
+    RoleChange,
     TellCache,
     decode_inbox,
     decode_replay_request,
@@ -47,6 +48,7 @@ class WorkerInbox:
         tasks: asyncio.TaskGroup,
         after_event: Callable[[], None],
         on_broken: Callable[[SegueError], None],
+        on_role: Callable[[RoleChange], None],
         failpoints: Failpoints,
         refusals: MessageRefusals,
     ) -> None:
@@ -57,6 +59,7 @@ class WorkerInbox:
         self._tasks = tasks
         self._after_event = after_event
         self._on_broken = on_broken
+        self._on_role = on_role
         self._failpoints = failpoints
         self._refusals = refusals
 
@@ -83,6 +86,8 @@ class WorkerInbox:
             case TellCache():
                 self._core.prefix_log.restart()
                 self._after_event()
+            case RoleChange():
+                self._on_role(inbox)
 
     def _answer_dispatch(self, dispatch: Dispatch, message: Message) -> None:
         try:

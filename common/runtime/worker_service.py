@@ -34,6 +34,7 @@ from common.protocol.messages import (
     FrameEntry,
     Hello,
     ReadyBlock,
+    RoleChange,
     SequenceNotice,
     Snapshot,
     TokenFrame,
@@ -90,6 +91,8 @@ class WorkerService:
         self.refusals = MessageRefusals()
         self._step_watch = StepWatch(self._meter)
         self._state: WorkerState = "loading"
+        self._role = identity.role
+        self._role_decision = 0
         self._sequence_number = 0
         self._unchecked = True
         self._wake = asyncio.Event()
@@ -137,6 +140,7 @@ class WorkerService:
                     tasks,
                     self._after_event,
                     self.fail,
+                    self._change_role,
                     self._failpoints,
                     self.refusals,
                 )
@@ -207,6 +211,14 @@ class WorkerService:
 
     def _on_lost(self, peer: WorkerId) -> None:
         self._core.on_peer_lost(peer, self._now())
+        self._after_event()
+
+    def _change_role(self, change: RoleChange) -> None:
+        """An older decision than the one that was taken last is void."""
+        if change.decision <= self._role_decision:
+            return
+        self._role, self._role_decision = change.role, change.decision
+        logger.info("role_changed", extra={"fields": {"role": change.role, "decision": change.decision}})
         self._after_event()
 
     def fail(self, error: SegueError) -> None:
@@ -425,7 +437,7 @@ class WorkerService:
             worker=identity.worker,
             incarnation=identity.incarnation,
             model=identity.model,
-            role=identity.role,
+            role=self._role,
             state=self._state,
             sequence_number=self._sequence_number,
             control_host=self._address[0],
@@ -444,12 +456,13 @@ class WorkerService:
             peers=self._links.tiers(),
             unpaired=dict(self._links.unpaired),
             process_id=os.getpid(),
+            role_decision=self._role_decision,
         )
 
     def _enter(self, state: WorkerState) -> None:
         self._state = state
         self._changed.set()
-        fields = {"worker": self._identity.worker, "state": state, "role": self._identity.role}
+        fields = {"worker": self._identity.worker, "state": state, "role": self._role}
         logger.info("worker_state", extra={"fields": fields})
 
     def _make_links(self, tasks: asyncio.TaskGroup) -> PeerLinks:

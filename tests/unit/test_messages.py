@@ -93,7 +93,7 @@ def too_large_or_out_of_range() -> Iterator[tuple[dict[str, Any], Callable[[byte
     yield dispatch | {"type": "offer"}, m.decode_inbox
     for changes in ({"max_tokens": 0}, {"temperature": -1.0}, {"seed": -1}, {"logprobs": 21}, {"stop_token_ids": [1] * 65}):
         yield dispatch | {"sampling": dispatch["sampling"] | changes}, m.decode_inbox
-    held = as_map(CONTROL[-1])
+    held = as_map(next(message for message in CONTROL if isinstance(message, m.Held)))
     yield held | {"sequences": held["sequences"] * (m.MAX_ENTRIES + 1)}, m.decode_control
     yield as_map(CONTROL[1]) | {"positions": -1}, m.decode_control
     yield as_map(CONTROL[4]) | {"reason": "because"}, m.decode_control

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from common.policy.least_squares import SquareSums, non_negative_solution
 from common.policy.step_time import Chunk, DecodeLine, DecodeTime, PrefillTime, StepTime
+from common.policy.step_time_coefficients import coefficients_of, step_time_of
 from common.policy.step_time_fit import DecodeSample, PrefillSample, decode_error, fit_decode, fit_prefill, prefill_error
 from common.policy.step_time_refit import RefitLimits, StepTimeRefit
 
@@ -150,3 +151,9 @@ def test_both_sides_of_the_knee_learn_apart() -> None:
     current = refit.current().decode
     assert current.seconds(100, 50_000) == pytest.approx(1.5 * KNEE.seconds(100, 50_000), rel=0.1)
     assert current.seconds(8, 4000) == pytest.approx(KNEE.seconds(8, 4000))
+
+
+@pytest.mark.parametrize("decode", [DecodeTime(line=LINE), KNEE])
+def test_coefficients_carry_the_whole_model(decode: DecodeTime) -> None:
+    time = StepTime(prefill=PREFILL, decode=decode)
+    assert step_time_of(coefficients_of(time)) == time
