@@ -1,10 +1,16 @@
 """Laws of a whole mesh once it is quiet: nothing is held, nobody waits, and what failed had a cause that really was there."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from common.protocol.stored_log import assemble, decode_entry
+from common.simulation.fault_strength import FaultStrength
 from common.simulation.simulated_client import SimulatedClient
-from common.simulation.worker_shape import BLOCK, NAMES
+from common.simulation.simulated_gateway import SimulatedGateway
+from common.simulation.simulated_store import SimulatedStore
+from common.simulation.simulated_worker import SimulatedWorker
+from common.simulation.surroundings import Surroundings
+from common.simulation.worker_shape import BLOCK, NAMES, Length
 from common.values.errors import (
     BrokerUnavailable,
     InvariantBroken,
@@ -15,12 +21,29 @@ from common.values.errors import (
     StreamNotFound,
     Unavailable,
 )
-
-if TYPE_CHECKING:
-    from common.simulation.mesh_world import MeshWorld
+from common.values.ids import GatewayId, WorkerId
 
 
-def check_end(world: "MeshWorld") -> None:
+class JudgedWorld(Protocol):
+    """What the laws look at."""
+
+    @property
+    def around(self) -> Surroundings: ...
+    @property
+    def strength(self) -> FaultStrength: ...
+    @property
+    def store(self) -> SimulatedStore: ...
+    @property
+    def workers(self) -> Mapping[WorkerId, SimulatedWorker]: ...
+    @property
+    def gateways(self) -> Mapping[GatewayId, SimulatedGateway]: ...
+    @property
+    def clients(self) -> Sequence[SimulatedClient]: ...
+    @property
+    def length(self) -> Length: ...
+
+
+def check_end(world: JudgedWorld) -> None:
     for client in world.clients:
         _require(client.over, f"{client.request_id} has no end")
         if world.strength.single_faults <= 1:
@@ -36,7 +59,7 @@ def check_end(world: "MeshWorld") -> None:
         _require(gateway.core.active == 0, f"{gateway.gateway} still follows requests")
 
 
-def _check_stored(world: "MeshWorld", client: SimulatedClient) -> None:
+def _check_stored(world: JudgedWorld, client: SimulatedClient) -> None:
     """What the store shows of a request that went well, where nothing happened to the store or to who wrote there."""
     counts = world.around.counts
     if counts["store_outage"] + counts["gateway_death"] + len(client.cancelled_choices) > 0:
@@ -51,13 +74,13 @@ def _check_stored(world: "MeshWorld", client: SimulatedClient) -> None:
         _require(whole, f"the log of {client.request_id} is not whole")
 
 
-def check_failures(world: "MeshWorld") -> None:
+def check_failures(world: JudgedWorld) -> None:
     for client in world.clients:
         if client.error is not None and not _has_cause(world, client):
             raise InvariantBroken(f"{client.request_id} failed without a cause: {client.error!r}")
 
 
-def _has_cause(world: "MeshWorld", client: SimulatedClient) -> bool:
+def _has_cause(world: JudgedWorld, client: SimulatedClient) -> bool:
     """What was accepted survives any single fault; a new request may be turned away while something is broken."""
     strength, counts = world.strength, world.around.counts
     several = strength.single_faults > 1 or strength.message_loss > 0.0
@@ -84,7 +107,7 @@ def _has_cause(world: "MeshWorld", client: SimulatedClient) -> bool:
             return False
 
 
-def _fits_not_everywhere(world: "MeshWorld", client: SimulatedClient) -> bool:
+def _fits_not_everywhere(world: JudgedWorld, client: SimulatedClient) -> bool:
     positions = min(len(client.prompt) + client.sampling.max_tokens, world.length.max_model_len)
     return -(-positions // BLOCK) > min(worker.shape.blocks for worker in world.workers.values())
 
