@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from common.protocol import handoff_receiver, handoff_sender, messages, subjects
+from common.protocol import handoff_receiver, handoff_sender, messages, subjects, token_stream
 from common.protocol.wire_version import WIRE_VERSION
 
 PAGE = Path(__file__).parents[1] / "common" / "protocol" / "MESSAGES.md"
@@ -31,6 +31,11 @@ _PARTS = (
             *("ForwardedCancel", "Held", "HeldSequence"),
         ),
     ),
+)
+_MACHINES = (
+    ("The sender of a hand-off", handoff_sender),
+    ("The receiver of a hand-off", handoff_receiver),
+    ("A token stream at its gateway", token_stream),
 )
 
 
@@ -60,7 +65,7 @@ def page() -> str:
         lines += [f"## {title}", ""]
         for name in names:
             lines += _message(getattr(messages, name))
-    for title, module in (("The sender of a hand-off", handoff_sender), ("The receiver of a hand-off", handoff_receiver)):
+    for title, module in _MACHINES:
         lines += [f"## {title}", "", "```", inspect.cleandoc(module.__doc__ or ""), "```", ""]
         lines += _transitions(module.TRANSITIONS)
     return "\n".join(lines)

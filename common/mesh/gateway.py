@@ -137,7 +137,7 @@ class GatewayCore:
         if request is None:
             return
         if choice is not None and choice in request.streams:
-            request.streams[choice].ended = True
+            request.streams[choice].close()
         if choice is None or not request.unfinished():
             self._cancels.cancel_workers(request, None, now)
             self._attempts.end(request, None)

@@ -104,3 +104,21 @@ def test_the_buffer_of_frames_ahead_is_bounded_and_a_replay_brings_the_rest() ->
     assert choice.next_index == MAX_FRAMES_AHEAD + 1
     choice.accept(1, new(0, *range(last)))
     assert choice.tokens == list(range(last))
+
+
+def test_of_a_closed_stream_nothing_more_is_taken_and_nothing_waits() -> None:
+    choice = stream()
+    choice.accept(1, new(1, 11))
+    choice.close()
+    choice.close()
+    assert choice.ended
+    assert not choice.has_gap
+    assert choice.accept(1, new(0, 10)) == []
+    choice.check_invariants()
+
+
+def test_what_the_table_lacks_is_a_broken_invariant() -> None:
+    choice = stream()
+    choice.close()
+    with pytest.raises(InvariantBroken):
+        choice.raise_attempt(2)

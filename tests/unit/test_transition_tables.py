@@ -1,4 +1,4 @@
-"""The tables of both halves of the hand-off: every state can be reached, every state leads to an end, and ends are final."""
+"""The tables of the hand-off's halves and of the token stream: all states can be reached and lead to an end, and ends are final."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from common.protocol import handoff_receiver, handoff_sender
+from common.protocol import handoff_receiver, handoff_sender, token_stream
 from common.protocol.handoff_receiver import ReceiverState
 from common.protocol.handoff_sender import ENDS, SenderState
+from common.protocol.token_stream import StreamState
 
 Table = Mapping[Any, Mapping[Any, Enum]]
 
@@ -27,8 +28,9 @@ def reachable(table: Table, start: Enum) -> set[Enum]:
     [
         (handoff_sender.TRANSITIONS, SenderState.OFFERED, set(ENDS)),
         (handoff_receiver.TRANSITIONS, ReceiverState.QUEUED, {ReceiverState.RUNNING, ReceiverState.RELEASED}),
+        (token_stream.TRANSITIONS, StreamState.FLOWING, {StreamState.ENDED}),
     ],
-    ids=["sender", "receiver"],
+    ids=["sender", "receiver", "stream"],
 )
 def test_every_state_is_reached_and_leads_to_an_end(table: Table, first: Enum, ends: set[Enum]) -> None:
     assert set(table) == reachable(table, first) == set(type(first))
