@@ -271,6 +271,8 @@ class HandoffWorld:
             if self.random.random() < self.weather.bad_blocks:
                 node.kv.spoil(block.landing_block)
                 outcomes.append(self.random.choice(FAILURES))
+            elif block.source_block >= len(peer.kv.generations):
+                outcomes.append("lost")  # the peer was started again since, with a smaller pool
             elif not mapped and granted.get(block.source_block) != block.generation:
                 outcomes.append("refused")
             else:
