@@ -38,7 +38,8 @@ class Watched:
         before = self.stream.next_index
         for fresh in self.stream.accept(attempt, new):
             assert attempt == self.stream.attempt, "a token of another attempt"
-            assert not (self.endings or self.closed), "something after the end"
+            assert not self.endings, "something after the end"
+            assert not self.closed, "something that nobody wants"
             assert fresh.first == self.delivered, "a gap, or a token twice"
             assert fresh.tokens or fresh.ending, "nothing"
             assert list(fresh.tokens) == self.log[fresh.first : fresh.first + len(fresh.tokens)]
