@@ -5,15 +5,17 @@ import logging
 import os
 from pathlib import Path
 
+import nkeys
 import pytest
 import uvloop
 
 from common.adapters.nats_broker import NatsBroker
 from common.adapters.redis_store import RedisStore
 from common.values.errors import BrokerUnavailable, SettingsError
-from common.values.server_access import NatsIdentity, TlsFiles
+from common.values.server_access import ANONYMOUS, NatsIdentity, TlsFiles
 from tests.certificates import make_authority
 from tests.contract.broker_worlds import WAIT_S, Inbox, States
+from tests.nats_accounts import make_operated
 from tests.servers import RunningServer, free_port, running_nats
 
 pytestmark = pytest.mark.servers
@@ -125,7 +127,6 @@ async def test_an_identity_file_that_cannot_be_used_is_named_without_its_content
 
 
 async def test_an_nkey_is_taken(tmp_path: Path) -> None:
-    nkeys = pytest.importorskip("nkeys", reason="nkeys: the optional package that signs with NATS keys is not installed")
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
     file = tmp_path / "user.nk"
     file.write_bytes(seed)
@@ -138,6 +139,25 @@ async def test_an_nkey_is_taken(tmp_path: Path) -> None:
         await broker.close()
         with pytest.raises(BrokerUnavailable):
             await NatsBroker.connect([server.url], name="test", connect_timeout_s=0.5)
+
+
+async def test_a_creds_file_is_taken_by_a_server_in_operator_mode_and_one_of_another_account_is_not(tmp_path: Path) -> None:
+    operated = make_operated(tmp_path)
+    async with running_nats("--config", operated.configuration) as server:
+        inbox = Inbox()
+        broker = await NatsBroker.connect([server.url], name="test", identity=NatsIdentity(creds_file=operated.creds))
+        await broker.subscribe("x", inbox)
+        broker.publish("x", b"hello")
+        await inbox.wait_for(1)
+        await server.kill()
+        await server.start()
+        async with asyncio.timeout(WAIT_S):
+            while not await broker.ping(timeout_s=1.0):
+                await asyncio.sleep(0.1)
+        await broker.close()
+        for identity in (NatsIdentity(creds_file=operated.stranger), ANONYMOUS):
+            with pytest.raises(BrokerUnavailable, match=r"(?i)authorization"):
+                await NatsBroker.connect([server.url], name="test", identity=identity, connect_timeout_s=0.5)
 
 
 async def test_a_ping_given_up_on_a_frozen_server_does_not_harm_the_connection(nats_server: RunningServer) -> None:
