@@ -36,6 +36,8 @@ def adopted_request(
         worker=record.worker,
         answered=record.worker is not None,
         accepted=True,
+        wanted=facts.wanted,
+        is_adopted=True,
         source={} if record.worker is None else dict.fromkeys(choices, record.worker),
         heard_at=dict.fromkeys(choices, -math.inf),
         involved={worker for worker in (record.worker, record.decode_worker) if worker is not None},

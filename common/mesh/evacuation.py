@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from common.mesh.worker_registry import WorkerRegistry
 from common.policy.routing import decode_wait
+from common.policy.worker_outlook import PendingLoad
 from common.protocol.messages import Snapshot
 from common.values.ids import WorkerId
 from common.values.worker import WorkerSnapshot
@@ -47,7 +48,7 @@ class Evacuation:
         if not peers:
             return None
         chosen = min(peers, key=lambda s: (s.role == "prefill", decode_wait(s, self._others.pending), s.worker)).worker
-        self._others.dispatched(chosen, 0, 1)
+        self._others.dispatched(chosen, PendingLoad(sequences=1))
         return chosen
 
     def _ready(self) -> list[WorkerSnapshot]:

@@ -8,6 +8,7 @@ number; whatever carries a lower one is dropped. A silent or broken stream is pr
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from random import Random
 
 from common.mesh.gateway_attempts import GatewayAttempts
 from common.mesh.gateway_cancels import GatewayCancels
@@ -19,14 +20,18 @@ from common.mesh.gateway_effects import (
 from common.mesh.gateway_ledger import GatewayLedger
 from common.mesh.gateway_probes import GAP_S, GatewayProbes
 from common.mesh.gateway_request import GatewayRequest
+from common.mesh.gateway_service import GatewayService
 from common.mesh.gateway_streams import GatewayStreams, deadline_passed
 from common.mesh.worker_registry import WorkerRegistry
+from common.policy.placement import Draws
+from common.policy.routing import PlacementRules
 from common.protocol.messages import (
     DispatchReply,
     ReplayEntry,
     ReplayItem,
     SequenceNotice,
     Snapshot,
+    StageSeconds,
     TokenFrame,
 )
 from common.protocol.token_stream import TokenStream
@@ -36,6 +41,7 @@ from common.values.errors import (
     Unavailable,
 )
 from common.values.ids import GatewayId, Incarnation, ModelKey, RequestId, WorkerId
+from common.values.request_class import WantedSpeed
 from common.values.sampling import SamplingParameters
 from common.values.slo import Slo
 from common.values.tokens import NewTokens
@@ -45,13 +51,22 @@ class GatewayCore:
     """One per gateway process."""
 
     def __init__(
-        self, *, gateway: GatewayId, incarnation: Incarnation, slo: Slo | None = None, strays_from: float = -math.inf
+        self,
+        *,
+        gateway: GatewayId,
+        incarnation: Incarnation,
+        slo: Slo | None = None,
+        strays_from: float = -math.inf,
+        rules: PlacementRules | None = None,
+        draws: Draws | None = None,
     ) -> None:
-        """Before `strays_from` frames may come that a gateway of this id asked for which has died: its requests are adopted,
+        """`slo` bounds silences, `rules` and `draws` are for placement.
+
+        Before `strays_from` frames may come that a gateway of this id asked for which has died: its requests are adopted,
         or their workers end them."""
         self._ledger = GatewayLedger(gateway=gateway, incarnation=incarnation, slo=slo if slo is not None else Slo())
         self._cancels = GatewayCancels(self._ledger, strays_from=strays_from)
-        self._attempts = GatewayAttempts(self._ledger, self._cancels)
+        self._attempts = GatewayAttempts(self._ledger, self._cancels, rules or PlacementRules(), draws or Random(0))
         self._streams = GatewayStreams(self._ledger, self._attempts)
         self._probes = GatewayProbes(self._ledger, self._attempts, self._streams)
 
@@ -67,6 +82,10 @@ class GatewayCore:
         effects = list(self._ledger.effects)
         self._ledger.effects.clear()
         return effects
+
+    @property
+    def service(self) -> GatewayService:
+        return self._ledger.service
 
     @property
     def active(self) -> int:
@@ -96,8 +115,10 @@ class GatewayCore:
         salt: bytes,
         deadline: float | None,
         now: float,
+        wanted: WantedSpeed | None = None,
     ) -> None:
-        """Place a request. Raises Unavailable where no worker of the model is ready."""
+        """Place a request. Raises Unavailable where no worker of the model is ready, Overloaded where it would be late and is to be
+        told so."""
         if not any(s.state == "ready" for s in self.registry.group(model)):
             raise Unavailable(f"no worker that serves {model.name} is ready", retry_after_s=2.0)
         request = GatewayRequest(
@@ -108,9 +129,10 @@ class GatewayCore:
             salt=salt,
             streams={choice: TokenStream(choice=choice) for choice in range(choices)},
             deadline=deadline,
+            wanted=wanted or WantedSpeed(),
+            started_at=now,
         )
-        self._ledger.requests[request_id] = request
-        self._attempts.place(request, now)
+        self._attempts.admit(request, now)
 
     def adopt(self, request: GatewayRequest, logged: Mapping[int, NewTokens], now: float) -> None:
         """Go on with another gateway's request. What its log holds is delivered first; then its workers are probed with our
@@ -121,7 +143,7 @@ class GatewayCore:
             for new in request.streams[choice].accept(request.attempt, known):
                 self._ledger.emit(Deliver(request_id=request.request_id, choice=choice, new=new))
         if not request.unfinished():
-            self._attempts.end(request, None)
+            self._attempts.end(request, None, now)
         elif not request.answered:
             self._attempts.place(request, now)
 
@@ -140,7 +162,7 @@ class GatewayCore:
             request.streams[choice].close()
         if choice is None or not request.unfinished():
             self._cancels.cancel_workers(request, None, now)
-            self._attempts.end(request, None)
+            self._attempts.end(request, None, now, cancelled=choice is None)
         else:
             self._cancels.cancel_workers(request, [choice], now)
 
@@ -201,6 +223,8 @@ class GatewayCore:
                 self._cancels.cancel_stray(worker, entry, None, now)
             elif entry.attempt == request.attempt and entry.choice in request.streams:
                 request.involve(worker, Incarnation(frame.incarnation))
+                if entry.stages is not None:
+                    _note_stages(request, entry.stages)
                 self._attempts.accept(request, worker)
                 if request.streams[entry.choice].ended:
                     self._cancels.cancel_stray(worker, entry, [entry.choice], now)
@@ -273,3 +297,14 @@ class GatewayCore:
                 self._attempts.raise_attempt(request, now, lost=None, full=None)
             case _:
                 pass
+
+
+def _note_stages(request: GatewayRequest, stages: StageSeconds) -> None:
+    """Of all workers that a choice was at; with several choices those of the last one to say so."""
+    named = (
+        ("prefill_queue", stages.prefill_queue_s),
+        ("prefill", stages.prefill_s),
+        ("transfer", stages.transfer_s),
+        ("decode_queue", stages.decode_queue_s),
+    )
+    request.stages.update({name: seconds for name, seconds in named if seconds is not None})

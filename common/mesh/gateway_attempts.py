@@ -3,11 +3,15 @@
 Fencing is by attempt: whatever carries a lower one is dropped.
 """
 
+import math
+
 from common.mesh.gateway_cancels import GatewayCancels
 from common.mesh.gateway_effects import Accepted, Dropped, Ended, SendDispatch
 from common.mesh.gateway_ledger import GatewayLedger
 from common.mesh.gateway_request import GatewayRequest
-from common.policy.routing import Placement, place
+from common.policy.placement import Draws
+from common.policy.routing import Placement, PlacementRules, Turn, place
+from common.policy.worker_outlook import PendingLoad, WorkerOutlook
 from common.protocol.messages import ChoiceState, Dispatch, DispatchReply, pack_ids
 from common.values.errors import ContextTooLong, InvalidRequest, NeverFits, Overloaded, RequestFailed, SegueError, Unavailable
 from common.values.ids import WorkerId
@@ -24,33 +28,64 @@ _REFUSALS: dict[str, type[InvalidRequest | ContextTooLong | NeverFits | Unavaila
 
 
 class GatewayAttempts:
-    def __init__(self, ledger: GatewayLedger, cancels: GatewayCancels) -> None:
+    """`draws` and turns are for baselines, which do not look at load."""
+
+    def __init__(self, ledger: GatewayLedger, cancels: GatewayCancels, rules: PlacementRules, draws: Draws) -> None:
         self._ledger = ledger
         self._cancels = cancels
+        self._rules = rules
+        self._draws = draws
+        self._turns = 0
+
+    def admit(self, request: GatewayRequest, now: float) -> None:
+        """A new request: place it. Raises Overloaded where it would be late, and its class says that it is told so."""
+        placement, workers = self._find_place(request, now)
+        if placement is not None:
+            self._ledger.service.admit(request, placement, workers, now)
+        self._ledger.requests[request.request_id] = request
+        self._dispatch_to(request, placement, now)
 
     def place(self, request: GatewayRequest, now: float) -> None:
-        unfinished = request.unfinished()
-        registry = self._ledger.registry
-        cached = registry.cached_tokens(request.model, request.prompt, request.salt)
+        """Begin an attempt of a request that is owned here."""
+        self._dispatch_to(request, self._find_place(request, now)[0], now)
+
+    def _find_place(self, request: GatewayRequest, now: float) -> tuple[Placement | None, list[WorkerOutlook]]:
+        service, workers = self._ledger.service, self._ledger.outlooks(request)
+        outlook = service.outlook(request, workers, now)
+        self._turns += 1
         placement = place(
-            registry.group(request.model),
-            registry.pending,
-            prompt_tokens=len(request.prompt) + max(len(s.tokens) for s in unfinished),
-            needs_decode=any(len(s.tokens) + 1 < request.sampling.max_tokens for s in unfinished),
+            workers,
+            outlook,
+            Turn(number=self._turns, draws=self._draws),
+            needs_decode=any(len(s.tokens) + 1 < request.sampling.max_tokens for s in request.unfinished()),
+            rules=self._rules,
             avoid=request.avoid,
-            cached=cached,
+            prompts_asked=service.prompts_asked(request.model, workers, now),
         )
+        return placement, workers
+
+    def _dispatch_to(self, request: GatewayRequest, placement: Placement | None, now: float) -> None:
         if placement is None:
             self._wait(request, now, Unavailable(f"no worker that serves {request.model.name} is left"), retry_s=0.0)
             return
         self._begin_attempt(request, placement, now)
-        to_compute = len(request.prompt) - cached.get(placement.worker, 0)
-        registry.dispatched(placement.worker, to_compute, 0 if placement.decode else len(unfinished))
-        if placement.decode is not None:
-            registry.dispatched(placement.decode, 0, len(unfinished))
+        self._count_load(request, placement)
         dispatch = self._dispatch(request, placement.decode, now)
         within_s = self._ledger.bounds(placement.worker).lost_after_s
-        self._ledger.emit(SendDispatch(worker=placement.worker, dispatch=dispatch, within_s=within_s))
+        self._ledger.emit(SendDispatch(worker=placement.worker, dispatch=dispatch, within_s=within_s, kind=placement.kind))
+
+    def _count_load(self, request: GatewayRequest, placement: Placement) -> None:
+        """Until snapshots show it."""
+        unfinished = request.unfinished()
+        contexts = sum(len(request.prompt) + len(stream.tokens) for stream in unfinished)
+        prompt = PendingLoad(tokens=len(request.prompt) - placement.prompt.cached)
+        streams = PendingLoad(sequences=len(unfinished), context_tokens=contexts)
+        self._ledger.counters[f"placed_{placement.kind}"] += 1
+        if placement.decode is None:
+            self._ledger.registry.dispatched(placement.worker, prompt + streams)
+        else:
+            self._ledger.registry.dispatched(placement.worker, prompt)
+            self._ledger.promised.promise(request.request_id, placement.decode, streams)
 
     def accept(self, request: GatewayRequest, worker: WorkerId) -> None:
         """A worker has the request, by its answer or by what it sends."""
@@ -101,16 +136,19 @@ class GatewayAttempts:
 
     def fail(self, request: GatewayRequest, error: SegueError, now: float) -> None:
         self._cancels.cancel_workers(request, None, now)
-        self.end(request, error)
+        self.end(request, error, now)
 
-    def end(self, request: GatewayRequest, error: SegueError | None) -> None:
+    def end(self, request: GatewayRequest, error: SegueError | None, now: float, *, cancelled: bool = False) -> None:
         del self._ledger.requests[request.request_id]
         self._cancels.over(request)
-        self._ledger.emit(Ended(request_id=request.request_id, error=error))
+        self._ledger.promised.settle(request.request_id)
+        account = self._ledger.service.end(request, now, outcome="failed" if error is not None else "cancelled" if cancelled else None)
+        self._ledger.emit(Ended(request_id=request.request_id, error=error, account=account))
 
     def drop(self, request: GatewayRequest, now: float) -> None:
         """Another gateway owns this now: forget it, and leave its sequences alone."""
         del self._ledger.requests[request.request_id]
+        self._ledger.promised.settle(request.request_id)
         self._ledger.counters["dropped"] += 1
         self._cancels.left_alone(request, now)
         self._ledger.emit(Dropped(request_id=request.request_id))
@@ -119,6 +157,8 @@ class GatewayAttempts:
         request.retry_at = None
         request.attempt += 1
         request.worker = placement.worker
+        request.placement = placement.kind
+        self._ledger.promised.settle(request.request_id)
         request.answered = False
         request.unanswered.clear()
         request.asked.clear()
@@ -135,6 +175,7 @@ class GatewayAttempts:
             request.heard_at[stream.choice] = now
 
     def _dispatch(self, request: GatewayRequest, decode: WorkerId | None, now: float) -> Dispatch:
+        service = self._ledger.service
         return Dispatch(
             request_id=request.request_id,
             attempt=request.attempt,
@@ -149,6 +190,11 @@ class GatewayAttempts:
             salt=request.salt,
             remaining_s=None if request.deadline is None else max(0.0, request.deadline - now),
             suspect=bool(request.suspicion.choices),
+            ttft_left_s=None if request.objectives is None else service.ttft_left_s(request, now),
+            tpot_s=None if request.objectives is None else request.objectives.tpot_s,
+            best_effort=request.best_effort,
+            gives_way=request.gives_way,
+            expected_tokens=math.ceil(service.tokens_left(request)),
         )
 
     def _wait(self, request: GatewayRequest, now: float, error: SegueError, *, retry_s: float) -> None:

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from common.protocol.messages import Cancel, Dispatch, ReplayItem
 from common.values.errors import SegueError
 from common.values.ids import RequestId, WorkerId
+from common.values.request_account import RequestAccount
 from common.values.tokens import NewTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendDispatch:
-    """Answer with `on_dispatch_answer`, also where none came in time. The request record shows the new attempt first."""
+    """Answer with `on_dispatch_answer`, also where none came in time. The request record shows the new attempt first. `kind` of
+    placement: why these workers."""
 
     worker: WorkerId
     dispatch: Dispatch
     within_s: float
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +53,11 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """The request's one ending: every choice has ended (`error` None), or it failed."""
+    """The request's one ending: every choice has ended (`error` None), or it failed. Its account, where it was ever placed."""
 
     request_id: RequestId
     error: SegueError | None = None
+    account: RequestAccount | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 
 from common.mesh.gateway_effects import GatewayEffect
 from common.mesh.gateway_request import GatewayRequest
+from common.mesh.gateway_service import GatewayService
+from common.mesh.promised_load import PromisedLoads
 from common.mesh.worker_registry import WorkerRegistry
 from common.policy.watchdog import WatchdogBounds
+from common.policy.worker_outlook import PendingLoad, WorkerOutlook, outlook_of
 from common.values.ids import GatewayId, Incarnation, RequestId, WorkerId
 from common.values.slo import Slo
 
@@ -22,6 +25,8 @@ class GatewayLedger:
         self.counters: Counter[str] = Counter()
         self.requests: dict[RequestId, GatewayRequest] = {}
         self.effects: list[GatewayEffect] = []
+        self.promised = PromisedLoads()
+        self.service = GatewayService()
 
     def emit(self, effect: GatewayEffect) -> None:
         self.effects.append(effect)
@@ -36,6 +41,18 @@ class GatewayLedger:
         for request in list(self.requests.values()):
             if any(request.source.get(stream.choice) == worker for stream in request.unfinished()):
                 yield request
+
+    def outlooks(self, request: GatewayRequest) -> list[WorkerOutlook]:
+        """The workers of the request's model, with what was sent to them and no snapshot shows yet."""
+        registry = self.registry
+        cached = registry.cached_tokens(request.model, request.prompt, request.salt)
+        return [
+            outlook_of(snapshot, self._pending(snapshot.worker), cached.get(snapshot.worker, 0))
+            for snapshot in registry.group(request.model)
+        ]
+
+    def _pending(self, worker: WorkerId) -> PendingLoad:
+        return self.registry.pending.get(worker, PendingLoad()) + self.promised.on(worker)
 
     def bounds(self, worker: WorkerId) -> WatchdogBounds:
         return self.registry.bounds(worker, self.slo)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from common.mesh.suspicion import Suspicion
 from common.protocol.token_stream import TokenStream
 from common.values.ids import Incarnation, ModelKey, RequestId, WorkerId
+from common.values.objectives import Objectives, Speed
+from common.values.request_class import WantedSpeed
 from common.values.sampling import SamplingParameters
 
 
@@ -18,6 +20,9 @@ class GatewayRequest:
     counts probes by worker. `raises` counts new attempts since the last new token. While nobody takes the request it is placed
     again at `retry_at`; `waits_since` is when that began, until a worker has accepted. `epoch` rises
     with every change of the owning gateway.
+
+    `objectives` follow from what is `wanted` and the mesh's speed, once a worker is known; `unloaded_s` is what the prompt takes on an
+    idle worker. `placement` says of which kind the present one is. Of one that is adopted the first times are not known here.
     """
 
     request_id: RequestId
@@ -43,6 +48,18 @@ class GatewayRequest:
     raises: int = 0
     waits_since: float | None = None
     retry_at: float | None = None
+    wanted: WantedSpeed = field(default_factory=WantedSpeed)
+    objectives: Objectives | None = None
+    unloaded_s: float = 0.0
+    predicted: Speed | None = None
+    best_effort: bool = False
+    gives_way: bool = False
+    placement: str = ""
+    started_at: float = 0.0
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    is_adopted: bool = False
+    stages: dict[str, float] = field(default_factory=dict)
 
     def involve(self, worker: WorkerId, incarnation: Incarnation | None) -> None:
         """A worker came to have something of this attempt."""

@@ -32,6 +32,10 @@ class GatewayStreams:
         request.source[choice] = worker
         request.heard_at[choice] = now
         request.raises = 0
+        request.last_token_at = now
+        if request.first_token_at is None:
+            request.first_token_at = now
+            self._ledger.promised.settle(request.request_id)
         request.suspicion.token_came(worker, choice)
         request.avoid.clear()
         overdue = delivered[-1].ending is not None and delivered[-1].ending.error_code == DEADLINE_CODE
@@ -43,7 +47,7 @@ class GatewayStreams:
         if overdue:
             self._attempts.fail(request, deadline_passed(), now)
         elif not request.unfinished():
-            self._attempts.end(request, None)
+            self._attempts.end(request, None, now)
 
     def follow(self, request: GatewayRequest, choice: int, worker: WorkerId, target: WorkerId) -> None:
         """A choice has moved from one worker to another."""

@@ -11,6 +11,7 @@ from common.ports.generation import GenerationRequest, TokenEvent
 from common.protocol.request_record import RequestRecord
 from common.values.errors import RequestFailed, SegueError
 from common.values.ids import ModelKey, RequestId, WorkerId
+from common.values.request_account import RequestAccount
 from common.values.tokens import Ending, NewTokens, PositionLogprobs
 
 CancelInMesh = Callable[[RequestId, int | None], None]
@@ -62,7 +63,7 @@ class ChoiceTokens:
 
 class RequestProgress:
     """`cancel_in_mesh` ends a choice, or all. `epoch`, `attempt` and the workers are those of its record. `unread_since` is
-    when the last reader of a request that lingers left."""
+    when the last reader of a request that lingers left; `account` is given at its end."""
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class RequestProgress:
         self.attempt = 0
         self.worker: WorkerId | None = None
         self.decode_worker: str | None = None
+        self.account: RequestAccount | None = None
         self.lingers = request.lingers
         self.choices = [ChoiceTokens() for _ in range(request.choices)]
         self.started = clock()
@@ -154,4 +156,5 @@ def recorded_generation(request_id: RequestId, record: RequestRecord) -> Generat
         lingers=True,
         keep_prompt=facts.keep_prompt,
         idempotency=facts.idempotency,
+        wanted=facts.wanted,
     )

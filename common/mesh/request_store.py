@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+from common.mesh.request_moments import moments
 from common.mesh.request_progress import RequestProgress
 from common.ports.state_store import StateStore
 from common.protocol.request_record import (
@@ -94,9 +95,11 @@ class RequestStore:
         if not owned.is_recorded:
             return
         await self._append(owned, range(len(owned.choices)), ttl_s=ENDED_TTL_S)
-        seconds = {"end": now - owned.started}
-        if owned.first_token is not None:
-            seconds["first_token"] = owned.first_token - owned.started
+        seconds = moments(
+            end_s=now - owned.started,
+            first_token_s=None if owned.first_token is None else owned.first_token - owned.started,
+            stages={} if owned.account is None else owned.account.stages,
+        )
         state: RecordState = "failed" if error is not None else "cancelled" if owned.is_cancelled else "ended"
         change = ending_change(
             state,
@@ -104,6 +107,7 @@ class RequestStore:
             tokens=owned.tokens,
             error=recorded_error(owned.error),
             keep_prompt=owned.request.keep_prompt,
+            account=owned.account,
         )
         await self._change(owned, change, ttl_s=ENDED_TTL_S)
         if owned.request.idempotency is not None:
@@ -229,4 +233,5 @@ def _facts(owned: RequestProgress) -> RequestFacts:
         keep_prompt=request.keep_prompt,
         deadline_s=request.deadline_s,
         idempotency=request.idempotency,
+        wanted=request.wanted,
     )

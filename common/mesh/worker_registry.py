@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from common.policy.prefix_view import PrefixView
-from common.policy.routing import PendingLoad
 from common.policy.watchdog import WatchdogBounds, stream_bounds
+from common.policy.worker_outlook import PendingLoad
 from common.values.cache_page import CachePage
 from common.values.ids import Incarnation, ModelKey, WorkerId
 from common.values.slo import Slo
@@ -110,9 +110,8 @@ class WorkerRegistry:
         for heard in self._heard.values():
             heard.at = now
 
-    def dispatched(self, worker: WorkerId, tokens: int, sequences: int) -> None:
-        known = self.pending.get(worker, PendingLoad())
-        self.pending[worker] = PendingLoad(sequences=known.sequences + sequences, tokens=known.tokens + tokens)
+    def dispatched(self, worker: WorkerId, load: PendingLoad) -> None:
+        self.pending[worker] = self.pending.get(worker, PendingLoad()) + load
 
     def get(self, worker: WorkerId) -> WorkerSnapshot | None:
         return self._snapshots.get(worker)

@@ -1,86 +1,182 @@
-"""Which workers take a request. Pure: snapshots in, a placement out.
+"""Which workers take a request, in predicted seconds. Pure: outlooks in, a placement out.
 
-Load is estimated in seconds where a worker has measured its steps, else in tokens. The gateway adds its own dispatches
-that no snapshot shows yet, so that a burst between two snapshots is spread.
+Whoever plays a role is asked first; free placement asks whether a prompt is better off on its decode worker, beside the streams
+there, and whether a request may stay and decode where it is prefilled. If no live worker of a role is left, any live worker
+takes that phase.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from common.policy.placement import Draws, PlacementRule, choose_site
+from common.policy.site_questions import PlacedRequest, goes_beside, prompt_seconds, stays_here, stream_seconds
+from common.policy.worker_outlook import STEP_TOKENS, PendingLoad, WorkerOutlook
 from common.values.ids import WorkerId
 from common.values.worker import WorkerSnapshot
+
+PlacementKind = Literal["split", "colocated", "beside", "stays", "one_token", "alone"]
+"""Over two workers; on a colocated one; on a decode worker beside its streams; on a prefill worker that keeps it; it ends with its
+prompt; whoever is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementRules:
+    """`free`: roles are preferences. The rules but the first are baselines."""
+
+    rule: PlacementRule = "least_seconds"
+    free: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What baselines choose by instead of seconds."""
+
+    number: int
+    draws: Draws
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """`decode` is None where `worker` runs the request alone."""
+    """`decode` is None where `worker` runs the request alone. Predicted: `prompt_s` until the prompt is computed, `transfer_s` of
+    the hand-off, `stream_s` a token on the worker that decodes, which is `stream`."""
 
     worker: WorkerId
     decode: WorkerId | None
+    kind: PlacementKind
+    prompt_s: float
+    transfer_s: float
+    stream_s: float
+    prompt: WorkerOutlook
+    stream: WorkerOutlook
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PendingLoad:
-    """Dispatched to a worker, not yet in its snapshots."""
-
-    sequences: int = 0
-    tokens: int = 0
+    @property
+    def until_second_token_s(self) -> float:
+        """What placements are compared by."""
+        return self.prompt_s + self.transfer_s + self.stream_s
 
 
 def place(
-    snapshots: Sequence[WorkerSnapshot],
-    pending: Mapping[WorkerId, PendingLoad],
+    outlooks: Sequence[WorkerOutlook],
+    request: PlacedRequest,
+    turn: Turn,
     *,
-    prompt_tokens: int,
     needs_decode: bool,
-    avoid: Iterable[WorkerId] = (),
-    cached: Mapping[WorkerId, int] | None = None,
+    rules: PlacementRules,
+    avoid: Collection[WorkerId] = (),
+    prompts_asked: float = 0.0,
 ) -> Placement | None:
-    """The least loaded prefill worker and a decode worker that it can pair with; a colocated worker where that is less
-    loaded; None where nobody is ready.
+    """None where nobody is ready.
 
-    `needs_decode` is False for requests that end with their first token. If no live worker of a role is left, any live
-    worker takes that phase. `avoid` names workers that just refused or were lost; they are used only if no others remain.
-    `cached` says how many tokens of the prompt a worker holds in its prefix cache: a prefill worker computes only the rest, and
-    among decode workers alike the one that holds more has less to copy.
+    `needs_decode` is False for requests that end with their first token. `avoid` names workers that just refused or were lost; they
+    are used only if no others remain. `prompts_asked`: the share of the prefill workers' time that prompts have wanted lately.
     """
-    avoided = set(avoid)
-    known = cached or {}
-
-    def prefill(worker: WorkerSnapshot) -> float:
-        return prefill_wait(worker, pending, prompt_tokens - known.get(worker.worker, 0))
-
-    ready = [s for s in snapshots if s.state == "ready"]
-    live = [s for s in ready if s.worker not in avoided] or ready
+    ready = sorted((o for o in outlooks if o.snapshot.state == "ready"), key=lambda o: o.worker)
+    live = [o for o in ready if o.worker not in avoid] or ready
     if not live:
         return None
-    choices: list[tuple[float, str, Placement]] = []
-    prefills = [s for s in live if s.role == "prefill"]
-    decodes = [s for s in live if s.role == "decode"]
-    for worker in (s for s in live if s.role == "both"):
-        cost = prefill(worker) + decode_wait(worker, pending)
-        choices.append((cost, worker.worker, Placement(worker=worker.worker, decode=None)))
-    for worker in prefills:
-        cost = prefill(worker)
-        if not needs_decode:
-            choices.append((cost, worker.worker, Placement(worker=worker.worker, decode=None)))
-            continue
-        partners = [d for d in decodes if d.worker in worker.peers]
-        if partners:
-            partner = min(partners, key=lambda d: (decode_wait(d, pending), -known.get(d.worker, 0), d.worker))
-            placement = Placement(worker=worker.worker, decode=partner.worker)
-            choices.append((cost + decode_wait(partner, pending), worker.worker, placement))
-    if not choices:
-        alone = min(live, key=lambda s: (prefill(s) + decode_wait(s, pending), s.worker))
-        return Placement(worker=alone.worker, decode=None)
-    return min(choices, key=lambda choice: choice[:2])[2]
+    seconds = {o.worker: stream_seconds(o.time, o.load, request, room_tokens=o.room_tokens) for o in live}
+    decodes = sorted((o for o in live if o.snapshot.role == "decode"), key=lambda o: (-o.cached, o.worker))
+    candidates: list[Placement] = []
+    for prompt in live:
+        if prompt.snapshot.role == "both":
+            candidates.append(_alone(prompt, request, "colocated", seconds))
+        elif prompt.snapshot.role == "prefill" and not needs_decode:
+            candidates.append(_alone(prompt, request, "one_token", seconds))
+        elif prompt.snapshot.role == "prefill":
+            partners = [o for o in decodes if o.worker in prompt.snapshot.peers]
+            if partners:
+                candidates.append(_split(prompt, _partner(partners, seconds, rules, turn), request, seconds))
+    if not candidates:
+        return min((_alone(outlook, request, "alone", seconds) for outlook in live), key=lambda site: site.until_second_token_s)
+    chosen = choose_site(
+        rules.rule,
+        len(candidates),
+        cost=lambda index: candidates[index].until_second_token_s,
+        waiting=lambda index: candidates[index].prompt.waiting,
+        turn=turn.number,
+        draws=turn.draws,
+    )
+    site = candidates[chosen]
+    if rules.free and site.decode is not None:
+        return _freely(site, request, seconds, prompts_asked)
+    return site
 
 
-def prefill_wait(worker: WorkerSnapshot, pending: Mapping[WorkerId, PendingLoad], tokens: int) -> float:
-    """Predicted seconds until that many tokens more are computed there."""
-    queued = worker.queued_tokens + pending.get(worker.worker, PendingLoad()).tokens
-    per_token = worker.seconds_per_prefill_token or 1e-3
-    return (queued + tokens) * per_token
+def _partner(partners: Sequence[WorkerOutlook], seconds: Mapping[WorkerId, float], rules: PlacementRules, turn: Turn) -> WorkerOutlook:
+    chosen = choose_site(
+        rules.rule,
+        len(partners),
+        cost=lambda index: seconds[partners[index].worker],
+        waiting=lambda index: partners[index].waiting,
+        turn=turn.number,
+        draws=turn.draws,
+    )
+    return partners[chosen]
+
+
+def _split(prompt: WorkerOutlook, stream: WorkerOutlook, request: PlacedRequest, seconds: Mapping[WorkerId, float]) -> Placement:
+    return Placement(
+        worker=prompt.worker,
+        decode=stream.worker,
+        kind="split",
+        prompt_s=_prompt_s(prompt, request),
+        transfer_s=prompt.transfer_s(request.prompt_tokens),
+        stream_s=seconds[stream.worker],
+        prompt=prompt,
+        stream=stream,
+    )
+
+
+def _alone(outlook: WorkerOutlook, request: PlacedRequest, kind: PlacementKind, seconds: Mapping[WorkerId, float]) -> Placement:
+    return Placement(
+        worker=outlook.worker,
+        decode=None,
+        kind=kind,
+        prompt_s=_prompt_s(outlook, request),
+        transfer_s=0.0,
+        stream_s=seconds[outlook.worker],
+        prompt=outlook,
+        stream=outlook,
+    )
+
+
+def _freely(site: Placement, request: PlacedRequest, seconds: Mapping[WorkerId, float], prompts_asked: float) -> Placement:
+    """The same two workers, or one of them alone where that is better."""
+    stream, prompt = site.stream, site.prompt
+    is_beside = goes_beside(
+        stream.time,
+        stream.load,
+        request,
+        cached=stream.cached,
+        step_tokens=STEP_TOKENS,
+        elsewhere_s=site.prompt_s + site.transfer_s,
+        room_tokens=stream.room_tokens,
+    )
+    if is_beside:
+        return _alone(stream, request, "beside", seconds)
+    is_staying = stays_here(
+        prompt.time,
+        prompt.load,
+        request,
+        there_s=site.stream_s,
+        transfer_s=site.transfer_s,
+        room_tokens=prompt.room_tokens,
+        prompts_wait=prompt.load.queue_s > 0.0,
+        prompts_asked=prompts_asked,
+    )
+    return _alone(prompt, request, "stays", seconds) if is_staying else site
+
+
+def _prompt_s(outlook: WorkerOutlook, request: PlacedRequest) -> float:
+    return prompt_seconds(
+        outlook.time,
+        outlook.load,
+        tokens=request.prompt_tokens,
+        cached=outlook.cached,
+        step_tokens=STEP_TOKENS,
+        mixes=outlook.mixes,
+    )
 
 
 def decode_wait(worker: WorkerSnapshot, pending: Mapping[WorkerId, PendingLoad]) -> float:

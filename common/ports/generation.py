@@ -1,12 +1,14 @@
 """What the gateway's HTTP side needs from the mesh: start a generation, read its tokens, cancel it. No text here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from common.protocol.request_record import IdempotencyMark
 from common.values.ids import RequestId
 from common.values.model_card import ModelCard
+from common.values.request_account import RequestAccount
+from common.values.request_class import WantedSpeed
 from common.values.sampling import SamplingParameters
 from common.values.tokens import Ending, PositionLogprobs
 
@@ -31,6 +33,7 @@ class GenerationRequest:
     lingers: bool = False
     keep_prompt: bool = False
     idempotency: IdempotencyMark | None = None
+    wanted: WantedSpeed = field(default_factory=WantedSpeed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +84,15 @@ class Attached:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTimeline:
     """What is known of an ended request: by which workers, at which attempt, and its moments in seconds since it was
-    accepted (`first_token`, `end`)."""
+    accepted (`prefill_started`, `first_token`, `transferred`, `decode_started`, `end`, as far as they are known).
+    `account`: what it was promised and what it got."""
 
     state: str
     attempt: int
     worker: str | None
     decode_worker: str | None
     seconds: Mapping[str, float]
+    account: RequestAccount | None = None
 
 
 class MeshClient(Protocol):

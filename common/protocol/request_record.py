@@ -13,6 +13,8 @@ import msgspec
 from common.protocol.messages import pack_ids, unpack_ids
 from common.values.errors import PeerError, RequestError
 from common.values.ids import GatewayId, ModelKey, WorkerId
+from common.values.request_account import RequestAccount
+from common.values.request_class import WantedSpeed
 from common.values.sampling import SamplingParameters
 
 PROMPT_FIELD = "prompt"
@@ -52,6 +54,7 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
     keep_prompt: bool = False
     deadline_s: float | None = None
     idempotency: IdempotencyMark | None = None
+    wanted: WantedSpeed = WantedSpeed()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +72,13 @@ class RequestRecord:
     decode_worker: WorkerId | None = None
     error: RecordedError | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    account: RequestAccount | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _facts = msgspec.msgpack.Decoder(RequestFacts)
 _seconds = msgspec.msgpack.Decoder(dict[str, float])
+_account = msgspec.msgpack.Decoder(RequestAccount)
 _error = msgspec.msgpack.Decoder(RecordedError)
 
 
@@ -111,14 +116,21 @@ def attempt_change(attempt: int, worker: str | None, decode_worker: str | None) 
 
 
 def ending_change(
-    state: RecordState, *, seconds: dict[str, float], tokens: int, error: RecordedError | None, keep_prompt: bool
+    state: RecordState,
+    *,
+    seconds: dict[str, float],
+    tokens: int,
+    error: RecordedError | None,
+    keep_prompt: bool,
+    account: RequestAccount | None = None,
 ) -> dict[str, bytes]:
-    """`seconds` holds the request's timeline: named durations since it was accepted."""
+    """`seconds` holds the request's timeline: named moments since it was accepted."""
     change = {
         "state": state.encode(),
         "tokens": str(tokens).encode(),
         "seconds": _encode({name: round(value, 6) for name, value in seconds.items()}),
         "error": b"" if error is None else _encode(error),
+        "account": b"" if account is None else _encode(account),
     }
     return change if keep_prompt else {**change, PROMPT_FIELD: b""}
 
@@ -126,7 +138,7 @@ def ending_change(
 def parse_record(fields: Mapping[str, bytes]) -> RequestRecord:
     """Raises PeerError where this is no record of ours."""
     try:
-        error, seconds = fields.get("error"), fields.get("seconds")
+        error, seconds, account = fields.get("error"), fields.get("seconds"), fields.get("account")
         state = fields["state"].decode()
         if state not in ("running", "ended", "cancelled", "failed"):
             raise ValueError(f"state {state}")
@@ -141,6 +153,7 @@ def parse_record(fields: Mapping[str, bytes]) -> RequestRecord:
             decode_worker=_worker(fields, "decode_worker"),
             error=_error.decode(error) if error else None,
             seconds=_seconds.decode(seconds) if seconds else {},
+            account=_account.decode(account) if account else None,
         )
     except (KeyError, ValueError, TypeError, msgspec.DecodeError, RequestError) as error_:
         raise PeerError(f"malformed request record: {type(error_).__name__}") from error_

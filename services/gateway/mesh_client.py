@@ -104,6 +104,7 @@ class LiveMesh:
             salt=request.salt,
             deadline=None if request.deadline_s is None else now + request.deadline_s,
             now=now,
+            wanted=request.wanted,
         )
         self._shell.add(owned)
         try:
@@ -127,6 +128,7 @@ class LiveMesh:
             worker=record.worker,
             decode_worker=record.decode_worker,
             seconds=record.seconds,
+            account=record.account,
         )
 
     async def claim(self, mark: IdempotencyMark, request_id: RequestId) -> RequestId:

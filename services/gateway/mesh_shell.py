@@ -264,6 +264,7 @@ class MeshShell:
 
     def _end(self, effect: Ended) -> None:
         owned = self.kept.remove(effect.request_id)
+        owned.account = effect.account
         owned.finish(effect.error)
         self.spawn(self.kept.record_end(owned, effect.error), "record end")
 

@@ -1,15 +1,21 @@
 """Where a request goes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from random import Random
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.policy.routing import PendingLoad, Placement, place
+from common.policy.placement import PlacementRule
+from common.policy.routing import Placement, PlacementRules, Turn, place
+from common.policy.site_questions import PlacedRequest
+from common.policy.worker_outlook import PendingLoad, outlook_of
 from common.values.ids import Incarnation, ModelKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.worker import WorkerSnapshot
+
+REQUEST = PlacedRequest(prompt_tokens=100, output_tokens=10.0, ttft_s=1.0, tpot_s=0.05)
 
 
 def snapshot(name: str, role: str, **changes: Any) -> WorkerSnapshot:
@@ -39,16 +45,38 @@ def where(
     needs_decode: bool = True,
     avoid: tuple[str, ...] = (),
     cached: dict[str, int] | None = None,
+    free: bool = False,
+    prompts_asked: float = 0.0,
 ) -> tuple[str, str | None] | None:
-    placement = place(
-        snapshots,
-        pending or {},
-        prompt_tokens=100,
-        needs_decode=needs_decode,
-        avoid=[WorkerId(name) for name in avoid],
-        cached={WorkerId(name): tokens for name, tokens in (cached or {}).items()},
+    placement = placed(
+        snapshots, pending, needs_decode=needs_decode, avoid=avoid, cached=cached, free=free, prompts_asked=prompts_asked
     )
     return None if placement is None else (placement.worker, placement.decode)
+
+
+def placed(
+    snapshots: Sequence[WorkerSnapshot],
+    pending: Mapping[WorkerId, PendingLoad] | None = None,
+    *,
+    needs_decode: bool = True,
+    avoid: tuple[str, ...] = (),
+    cached: dict[str, int] | None = None,
+    free: bool = False,
+    prompts_asked: float = 0.0,
+    rule: PlacementRule = "least_seconds",
+    turn: int = 0,
+    request: PlacedRequest = REQUEST,
+) -> Placement | None:
+    known, held = pending or {}, cached or {}
+    return place(
+        [outlook_of(s, known.get(s.worker, PendingLoad()), held.get(s.worker, 0)) for s in snapshots],
+        request,
+        Turn(number=turn, draws=Random(turn)),
+        needs_decode=needs_decode,
+        rules=PlacementRules(rule=rule, free=free),
+        avoid=[WorkerId(name) for name in avoid],
+        prompts_asked=prompts_asked,
+    )
 
 
 P, Q, D, E, B = (snapshot(name, role) for name, role in zip("pqdeb", ("prefill", "prefill", "decode", "decode", "both"), strict=True))
@@ -86,12 +114,12 @@ def test_a_burst_between_two_snapshots_is_spread() -> None:
     pending: dict[WorkerId, PendingLoad] = {}
     taken = []
     for _ in range(4):
-        placement = place([P, Q, D, E], pending, prompt_tokens=100, needs_decode=True)
+        placement = placed([P, Q, D, E], pending)
         assert isinstance(placement, Placement)
         assert placement.decode is not None
         taken.append((placement.worker, placement.decode))
-        pending[placement.worker] = PendingLoad(tokens=pending.get(placement.worker, PendingLoad()).tokens + 100)
-        pending[placement.decode] = PendingLoad(sequences=pending.get(placement.decode, PendingLoad()).sequences + 1)
+        pending[placement.worker] = pending.get(placement.worker, PendingLoad()) + PendingLoad(tokens=100)
+        pending[placement.decode] = pending.get(placement.decode, PendingLoad()) + PendingLoad(sequences=1)
     assert sorted(taken) == [("p", "d"), ("p", "d"), ("q", "e"), ("q", "e")]
 
 
@@ -113,12 +141,18 @@ def test_who_refused_is_avoided_while_there_are_others() -> None:
     assert where(P, D, avoid=("p", "d")) == ("p", "d")
 
 
-@given(st.lists(st.tuples(st.sampled_from("pqdeb"), st.integers(0, 500), st.integers(0, 5)), unique_by=lambda t: t[0]), st.booleans())
-def test_a_placement_names_live_workers_that_fit_their_roles_in_any_order(workers: list[tuple[str, int, int]], needs: bool) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from("pqdeb"), st.integers(0, 500), st.integers(0, 5)), unique_by=lambda t: t[0]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_placement_names_live_workers_that_fit_their_roles_in_any_order(
+    workers: list[tuple[str, int, int]], needs: bool, free: bool
+) -> None:
     roles = {"p": "prefill", "q": "prefill", "d": "decode", "e": "decode", "b": "both"}
     snapshots = [snapshot(name, roles[name], queued_tokens=queued, running=running) for name, queued, running in workers]
-    placement = place(snapshots, {}, prompt_tokens=10, needs_decode=needs)
-    assert placement == place(snapshots[::-1], {}, prompt_tokens=10, needs_decode=needs)
+    placement = placed(snapshots, needs_decode=needs, free=free)
+    assert placement == placed(snapshots[::-1], needs_decode=needs, free=free)
     assert (placement is None) == (not workers)
     if placement is not None:
         names = {name for name, _, _ in workers}

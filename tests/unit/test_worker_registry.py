@@ -1,7 +1,7 @@
 """What a gateway knows of workers from their snapshots, said with literal times."""
 
 from common.mesh.worker_registry import OWN_PAUSE_S, SILENT_AFTER_S, WorkerRegistry
-from common.policy.routing import PendingLoad
+from common.policy.worker_outlook import PendingLoad
 from common.values.ids import Incarnation, ModelKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
 from common.values.slo import Slo
@@ -103,7 +103,7 @@ def test_nobody_is_silent_while_the_broker_is_away() -> None:
 def test_a_worker_taken_for_lost_is_unknown_until_it_is_heard() -> None:
     registry = WorkerRegistry()
     registry.observe(snapshot(1), 0.0)
-    registry.dispatched(W, 10, 1)
+    registry.dispatched(W, PendingLoad(tokens=10, sequences=1))
     registry.forget(W)
     assert registry.get(W) is None
     assert registry.silence(W, 0.4) == 0.4
@@ -129,8 +129,8 @@ def test_who_was_heard_irregularly_gets_a_longer_bound_that_fades() -> None:
 def test_what_was_dispatched_is_counted_until_a_snapshot_shows_it() -> None:
     registry = WorkerRegistry()
     registry.observe(snapshot(1), 0.0)
-    registry.dispatched(W, 10, 1)
-    registry.dispatched(W, 5, 2)
+    registry.dispatched(W, PendingLoad(tokens=10, sequences=1))
+    registry.dispatched(W, PendingLoad(tokens=5, sequences=2))
     assert registry.pending[W] == PendingLoad(sequences=3, tokens=15)
     registry.observe(snapshot(2), 0.1)
     assert W not in registry.pending
