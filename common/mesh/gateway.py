@@ -8,7 +8,6 @@ number; whatever carries a lower one is dropped. A silent or broken stream is pr
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from random import Random
 
 from common.mesh.gateway_attempts import GatewayAttempts
 from common.mesh.gateway_cancels import GatewayCancels
@@ -23,6 +22,7 @@ from common.mesh.gateway_request import GatewayRequest
 from common.mesh.gateway_service import GatewayService
 from common.mesh.gateway_streams import GatewayStreams, deadline_passed
 from common.mesh.worker_registry import WorkerRegistry
+from common.policy.counted_draws import CountedDraws
 from common.policy.placement import Draws
 from common.policy.routing import PlacementRules
 from common.protocol.messages import (
@@ -66,7 +66,7 @@ class GatewayCore:
         or their workers end them."""
         self._ledger = GatewayLedger(gateway=gateway, incarnation=incarnation, slo=slo if slo is not None else Slo())
         self._cancels = GatewayCancels(self._ledger, strays_from=strays_from)
-        self._attempts = GatewayAttempts(self._ledger, self._cancels, rules or PlacementRules(), draws or Random(0))
+        self._attempts = GatewayAttempts(self._ledger, self._cancels, rules or PlacementRules(), draws or CountedDraws())
         self._streams = GatewayStreams(self._ledger, self._attempts)
         self._probes = GatewayProbes(self._ledger, self._attempts, self._streams)
 
