@@ -205,3 +205,18 @@ def test_a_lone_request_takes_exactly_what_the_model_says() -> None:
 def test_what_can_never_fit_is_said_at_once() -> None:
     with pytest.raises(ValueError, match="never fits"):
         run(Deployment(prefill=1, decode=1, step_time=TIME, kv_tokens=50), [Arrival(arrived_s=0.0, prompt_tokens=60, output_tokens=1)])
+
+
+def test_free_placement_is_not_behind_the_strict_split_where_prompts_are_long() -> None:
+    """A prefill worker that may keep streams computes batches and long prompts as one that never does."""
+    prompt, output = Lengths(mean=2048.0, sigma=1.0, most=8000), Lengths(mean=28.0, sigma=1.0, most=4096)
+    objectives = Objectives(ttft_s=2.0, tpot_s=0.1)
+    workload = Workload(classes=(RequestClass(name="", prompt=prompt, output=output, objectives=objectives),))
+    arrivals = workload.draw(1500, 29.0, Random(0))
+
+    def attained(free: bool) -> float:
+        policies = Policies(free=free)
+        deployment = Deployment(prefill=6, decode=2, step_time=opt_13b(), kv_tokens=KV_TOKENS, policies=policies)
+        return report_of(GoodputSimulator(deployment, workload.objectives, Random(0)).run(arrivals)).total.attained
+
+    assert attained(free=True) >= max(0.9, attained(free=False) - 0.01)

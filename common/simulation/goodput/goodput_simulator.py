@@ -14,7 +14,7 @@ from common.policy.fair_share import FADES_S, Fading, FairShare
 from common.policy.free_placement import StayQuestion, chooses_beside, prefill_beside, stays
 from common.policy.output_length import OutputLengths
 from common.policy.placement import choose_site, decode_cost_s, prefill_cost_s
-from common.simulation.goodput.deployment import Deployment
+from common.simulation.goodput.deployment import UNBOUNDED, Deployment
 from common.simulation.goodput.flight import Arrival, Flight
 from common.simulation.goodput.mixing_worker import MixingWorker
 from common.simulation.goodput.prefill_worker import Planned, PrefillWorker
@@ -63,9 +63,9 @@ class GoodputSimulator:
         self._looks_until_s = 0.0
         number = iter(range(deployment.workers))
         mixing = self._policies.free or deployment.changeable
+        lone_tokens = self._policies.chunk_tokens or UNBOUNDED
         self._prompt_sites: list[Worker] = [
-            self._mixing(next(number), deployment.batch.max_tokens) if mixing else self._batching(next(number))
-            for _ in range(deployment.prefill)
+            self._mixing(next(number), lone_tokens) if mixing else self._batching(next(number)) for _ in range(deployment.prefill)
         ]
         self._decode = [self._mixing(next(number)) for _ in range(deployment.decode)]
         self._prompt_sites += [self._mixing(next(number)) for _ in range(deployment.both)]
@@ -228,8 +228,8 @@ class GoodputSimulator:
             return prefill_cost_s(
                 self._time.prefill, queue_s=queue_s, prompt_tokens=tokens, cached_tokens=cached, transfer_s=transfer_s
             )
-        step_tokens = self._deployment.step_tokens
-        return prefill_beside(self._time, worker.load_at(now), tokens=tokens - cached, past=cached, step_tokens=step_tokens).ttft_s
+        load = worker.load_at(now, flight)
+        return prefill_beside(self._time, load, tokens=tokens - cached, past=cached, step_tokens=worker.step_tokens).ttft_s
 
     def _goes_beside(self, flight: Flight, elsewhere_s: float, now: float) -> bool:
         """Free placement: prefilled on the worker that will decode it."""

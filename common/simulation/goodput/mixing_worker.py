@@ -44,11 +44,12 @@ class _Prompt:
 
 
 class MixingWorker:
-    """`lone_tokens`: positions of a step while nothing is decoded here; None: as many as of any step. A prefill worker that may
-    also decode has no stream to protect until one stays."""
+    """`lone_tokens`: positions of a prompt in a step while nothing is decoded here; None: as many as of any step. A prefill worker
+    that may also decode has no stream to protect until one stays: until then it takes the batches of one that only computes
+    prompts, and long prompts whole."""
 
     def __init__(self, deployment: Deployment, planned: Planned, *, lone_tokens: int | None = None) -> None:
-        self._lone_tokens = deployment.step_tokens if lone_tokens is None else lone_tokens
+        self._lone_tokens = lone_tokens
         self._time = deployment.step_time
         self._deployment = deployment
         self._extra_step = not deployment.first_token_counts
@@ -85,7 +86,7 @@ class MixingWorker:
     @property
     def step_tokens(self) -> int:
         """The most positions of a step now."""
-        return self._deployment.step_tokens if self._sequences else self._lone_tokens
+        return self._deployment.step_tokens if self._lone_tokens is None or self._sequences else self._lone_tokens
 
     @property
     def room_tokens(self) -> int:
@@ -100,8 +101,13 @@ class MixingWorker:
     def prompt_queue_s(self, now: float, flight: Flight | None = None) -> float:
         """Seconds of prompt work in front of that request's (None: of all), without the decode rows beside it."""
         prefill = self._time.prefill
-        steps = self._run.done_before(now) if self._run is not None and self._prompts else 0
-        begun = sum(prompt.left_s(prefill, steps) for prompt in self._prompts)
+        begun = 0.0
+        if self._run is not None and self._prompts:
+            steps = self._run.done_before(now)
+            if not self._sequences:
+                steps += 1
+                begun = max(0.0, self._run.time_at(steps) - now)
+            begun += sum(prompt.left_s(prefill, steps) for prompt in self._prompts)
         if flight is None or not self._queued:
             return begun + self._queue.work_s
         return begun + self._queue.ahead_s(queued_prompt(flight, prefill), now)
@@ -262,41 +268,40 @@ class MixingWorker:
 
     def _give_chunks(self, now: float) -> int:
         """Share a step's positions among prompts, begun ones first; for how many steps the shares stay the same."""
+        if self._lone_tokens is not None and not self._sequences:
+            return self._give_batch(now, self._lone_tokens)
         budget = max(1, self.step_tokens - self._sequences)
-        served = 0
         for prompt in self._prompts:
             prompt.chunk = min(budget, prompt.tokens - prompt.done)
             budget -= prompt.chunk
-            served += prompt.chunk > 0
         for prompt in self._let_prompts_in(now, budget):
             prompt.chunk = min(budget, prompt.tokens - prompt.done)
             budget -= prompt.chunk
-            served += 1
             self._prompts.append(prompt)
-        if not served:
-            return 0
-        first = self._prompts[0]
-        return max(1, (first.tokens - first.done) // first.chunk) if served == 1 else 1
+        return self._steps_alike()
+
+    def _give_batch(self, now: float, most: int) -> int:
+        """As a prefill worker does: a batch, and no other before it is computed."""
+        if not self._prompts:
+            self._prompts.extend(self._let_batch_in(now))
+        for prompt in self._prompts:
+            prompt.chunk = min(most, prompt.tokens - prompt.done)
+        return self._steps_alike()
+
+    def _steps_alike(self) -> int:
+        served = [prompt for prompt in self._prompts if prompt.chunk]
+        if len(served) != 1:
+            return len(served[:1])
+        (alone,) = served
+        return max(1, (alone.tokens - alone.done) // alone.chunk)
 
     def _let_prompts_in(self, now: float, budget: int) -> Iterator[_Prompt]:
-        """As long as there is budget and room; where nothing is decoded, batches as a prefill worker makes them.
+        """As long as there is budget and room.
 
         Where the first one does not fit, none is let in until somebody has come or left: the order may change with time alone,
         but a small prompt that slips past a large one keeps it waiting for ever.
         """
-        if self._blocked:
-            return
-        if not self._sequences and not self._prompts and self._lone_tokens > self._deployment.step_tokens:
-            batch = self._queue.next_batch(now)
-            for index, queued in enumerate(batch):
-                if not self._admits(self._queued[queued.handle]):
-                    for left in batch[index:]:
-                        self._queue.push(left)
-                    self._blocked = True
-                    return
-                yield self._begin_prompt(queued.handle, now)
-            return
-        while budget > 0 and (head := self._queue.peek(now)) is not None:
+        while budget > 0 and not self._blocked and (head := self._queue.peek(now)) is not None:
             if not self._admits(self._queued[head.handle]):
                 self._blocked = True
                 return
@@ -304,6 +309,18 @@ class MixingWorker:
             prompt = self._begin_prompt(head.handle, now)
             budget -= min(budget, prompt.tokens - prompt.done)
             yield prompt
+
+    def _let_batch_in(self, now: float) -> Iterator[_Prompt]:
+        if self._blocked:
+            return
+        batch = self._queue.next_batch(now)
+        for index, queued in enumerate(batch):
+            if not self._admits(self._queued[queued.handle]):
+                for left in batch[index:]:
+                    self._queue.push(left)
+                self._blocked = True
+                return
+            yield self._begin_prompt(queued.handle, now)
 
     def _begin_prompt(self, handle: int, now: float) -> _Prompt:
         flight = self._queued.pop(handle)
