@@ -1,13 +1,12 @@
 """The bytes of every released wire format within reach still say what they said."""
 
-from typing import Any
-
 import msgspec
 import pytest
 
 from common.protocol import messages as m
 from common.protocol.wire_version import WIRE_VERSION
 from common.values.errors import WrongVersion
+from tests.kept_values import check_kept
 from tests.wire_fixtures import Fixture, kept
 
 within_reach = [fixture for fixture in kept() if abs(fixture.version - WIRE_VERSION) <= 1]
@@ -17,20 +16,6 @@ beyond = [fixture for fixture in kept() if abs(fixture.version - WIRE_VERSION) >
 def decoded(fixture: Fixture) -> msgspec.Struct:
     message: msgspec.Struct = getattr(m, f"decode_{fixture.decoder}")(fixture.path.read_bytes())
     return message
-
-
-def check_kept(sent: Any, now: Any, where: str) -> None:
-    """Whatever was sent is still there, under its name and with its value; a later release may have added more."""
-    if isinstance(sent, dict):
-        for name, value in sent.items():
-            assert name in now, f"{where}.{name} is gone"
-            check_kept(value, now[name], f"{where}.{name}")
-    elif isinstance(sent, list):
-        assert len(now) >= len(sent), where
-        for index, value in enumerate(sent):
-            check_kept(value, now[index], f"{where}[{index}]")
-    else:
-        assert now == sent, where
 
 
 @pytest.mark.parametrize("fixture", within_reach, ids=[f"v{f.version}-{f.path.stem}" for f in within_reach])
