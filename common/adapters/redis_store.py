@@ -11,14 +11,13 @@ their kind alone, and not chained.
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from redis import exceptions
-from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.asyncio.sentinel import MasterNotFoundError
 
-from common.adapters.redis_targets import redis_targets
+from common.adapters.redis_links import Command, Part, RedisLink, RedisLinks, Reply
+from common.adapters.redis_targets import MAX_CONNECTIONS, redis_targets
 from common.adapters.server_urls import redacted_list
 from common.values.errors import InvariantBroken, StoreUnavailable
 from common.values.server_access import SYSTEM_TLS, TlsFiles
@@ -34,6 +33,7 @@ class RedisStore:
         targets = redis_targets(urls, timeout_s=timeout_s, tls=tls)
         self._shown = [target.shown for target in targets]
         self._clients = [target.client for target in targets]
+        self._links = [RedisLinks(client, limit=MAX_CONNECTIONS) for client in self._clients]
         self._timeout_s = timeout_s
         self._active = 0
         self._is_checked = False
@@ -65,88 +65,62 @@ class RedisStore:
     async def create(self, key: str, fields: Mapping[str, bytes], *, ttl_s: float) -> bool:
         _check_fields(key, fields)
 
-        async def attempt(pipe: Pipeline) -> bool:
-            if await pipe.exists(key):
-                return False
-            await _write(pipe, key, fields, ttl_s)
-            return True
+        async def attempt(link: RedisLink) -> bool | None:
+            _, known = await link.ask(("WATCH", key), ("EXISTS", key))
+            return await (_give_up(link) if known else _write(link, key, fields, ttl_s))
 
-        return await self._run(lambda client: self._watched(client, key, attempt))
+        return await self._watched(attempt)
 
     async def put(self, key: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
         _check_fields(key, fields)
-
-        async def operation(client: Redis) -> None:
-            async with client.pipeline(transaction=True) as pipe:
-                await _write(pipe, key, fields, ttl_s)
-
-        await self._run(operation)
+        await self._run(lambda link: _write(link, key, fields, ttl_s))
 
     async def update_if(self, key: str, *, expected: Mapping[str, bytes], changes: Mapping[str, bytes], ttl_s: float) -> bool:
-        names = list(expected)
+        look: list[Command] = [("WATCH", key), ("EXISTS", key)]
+        if expected:
+            look.append(("HMGET", key, *expected))
 
-        async def attempt(pipe: Pipeline) -> bool:
-            if not await pipe.exists(key):
-                return False
-            if names and await pipe.hmget(key, names) != [expected[name] for name in names]:
-                return False
-            await _write(pipe, key, changes, ttl_s)
-            return True
+        async def attempt(link: RedisLink) -> bool | None:
+            _, known, *values = await link.ask(*look)
+            is_expected = bool(known) and (not expected or values == [list(expected.values())])
+            return await (_write(link, key, changes, ttl_s) if is_expected else _give_up(link))
 
-        return await self._run(lambda client: self._watched(client, key, attempt))
+        return await self._watched(attempt)
 
     async def read(self, key: str) -> dict[str, bytes] | None:
-        async def operation(client: Redis) -> dict[str, bytes]:
-            return {_text(name): _bytes(value) for name, value in (await client.hgetall(key)).items()}
-
-        return await self._run(operation) or None
+        found = cast("list[bytes]", await self._ask("HGETALL", key))
+        return {name.decode(): value for name, value in zip(found[::2], found[1::2], strict=True)} or None
 
     async def refresh(self, key: str, *, ttl_s: float) -> bool:
-        async def operation(client: Redis) -> bool:
-            return bool(await client.pexpire(key, _milliseconds(ttl_s)))
-
-        return await self._run(operation)
+        return bool(await self._ask("PEXPIRE", key, _milliseconds(ttl_s)))
 
     async def delete(self, key: str) -> None:
-        async def operation(client: Redis) -> None:
-            await client.delete(key)
-
-        await self._run(operation)
+        await self._ask("DEL", key)
 
     async def keys(self, prefix: str) -> list[str]:
         """The time-out bounds each page of the scan, not the whole."""
         pattern = _glob_escaped(prefix) + "*"
         found: set[str] = set()  # a key may come twice
-        cursor = 0
-
-        async def operation(client: Redis) -> int:
-            following, page = await client.scan(cursor, match=pattern, count=SCAN_COUNT)
-            found.update(_text(key) for key in page)
-            return int(following)
-
-        while cursor := await self._run(operation):
-            pass
-        return list(found)
+        cursor = b"0"
+        while True:
+            cursor, page = cast("tuple[bytes, list[bytes]]", await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT))
+            found.update(key.decode() for key in page)
+            if cursor == b"0":
+                return list(found)
 
     async def append(self, lists: Mapping[str, Sequence[bytes]], *, ttl_s: float) -> dict[str, int]:
         """One round trip for all."""
+        commands: list[Command] = []
         for key, entries in lists.items():
             _check_entries(key, entries)
-
-        async def operation(client: Redis) -> list[int]:
-            async with client.pipeline(transaction=False) as pipe:
-                for key, entries in lists.items():
-                    pipe.rpush(key, *entries)
-                    pipe.pexpire(key, _milliseconds(ttl_s))
-                return [int(answer) for answer in (await pipe.execute())[::2]]
-
-        return dict(zip(lists, await self._run(operation), strict=True)) if lists else {}
+            commands += [("RPUSH", key, *entries), ("PEXPIRE", key, _milliseconds(ttl_s))]
+        if not commands:
+            return {}
+        answers = cast("list[int]", await self._run(lambda link: link.ask(*commands)))
+        return dict(zip(lists, answers[::2], strict=True))
 
     async def read_list(self, key: str) -> list[bytes]:
-        async def operation(client: Redis) -> list[bytes]:
-            return [_bytes(entry) for entry in await client.lrange(key, 0, -1)]
-
-        return await self._run(operation)
+        return cast("list[bytes]", await self._ask("LRANGE", key, 0, -1))
 
     async def ping(self, *, timeout_s: float) -> bool:
         try:
@@ -157,20 +131,25 @@ class RedisStore:
         return True
 
     async def close(self) -> None:
-        for client in self._clients:
+        for links, client in zip(self._links, self._clients, strict=True):
+            await links.close()
             await client.aclose()
 
-    async def _run(self, operation: Callable[[Redis], Awaitable[Result]]) -> Result:
+    async def _ask(self, *command: Part) -> Reply:
+        (answer,) = await self._run(lambda link: link.ask(command))
+        return answer
+
+    async def _run(self, operation: Callable[[RedisLink], Awaitable[Result]]) -> Result:
         """One operation, bounded in time. A failure turns to the next server, where there are several."""
         index = self._active
-        client = self._clients[index]
+        links = self._links[index]
         self._counts["operations"] += 1
         try:
             async with asyncio.timeout(self._timeout_s):
                 if len(self._clients) > 1 and not self._is_checked:
-                    await _check_is_primary(client)
+                    await links.run(_check_is_primary)
                     self._is_checked = True
-                return await operation(client)
+                return await links.run(operation)
         except (exceptions.RedisError, OSError) as error:
             reason = self._explain(error)
         self._counts["errors"] += 1
@@ -179,15 +158,15 @@ class RedisStore:
             self._is_checked = False
         raise StoreUnavailable(f"Redis at {self._shown[index]}: {reason}")
 
-    async def _watched(self, client: Redis, key: str, attempt: Callable[[Pipeline], Awaitable[bool]]) -> bool:
+    async def _watched(self, attempt: Callable[[RedisLink], Awaitable[bool | None]]) -> bool:
         """Try until nobody else writes the key between the look and the write; the time-out around it is the bound."""
-        while True:
-            async with client.pipeline(transaction=True) as pipe:
-                try:
-                    await pipe.watch(key)
-                    return await attempt(pipe)
-                except exceptions.WatchError:
-                    self._counts["conflicts"] += 1
+
+        async def operation(link: RedisLink) -> bool:
+            while (done := await attempt(link)) is None:
+                self._counts["conflicts"] += 1
+            return done
+
+        return await self._run(operation)
 
     def _explain(self, error: Exception) -> str:
         match error:
@@ -213,22 +192,28 @@ class RedisStore:
                 return f"it refused the command ({_error_code(error)})"
 
 
-async def _ping(client: Redis) -> None:
-    await client.ping()
+async def _ping(link: RedisLink) -> None:
+    await link.ask(("PING",))
 
 
-async def _check_is_primary(client: Redis) -> None:
-    role = await client.role()
-    if role[0] != b"master":
+async def _check_is_primary(link: RedisLink) -> None:
+    (role,) = await link.ask(("ROLE",))
+    if not isinstance(role, list) or role[0] != b"master":
         raise exceptions.ReadOnlyError
 
 
-async def _write(pipe: Pipeline, key: str, fields: Mapping[str, bytes], ttl_s: float) -> None:
-    pipe.multi()  # type: ignore[no-untyped-call]
+async def _write(link: RedisLink, key: str, fields: Mapping[str, bytes], ttl_s: float) -> bool | None:
+    """None where somebody else has written what was watched: nothing was done."""
+    commands: list[Command] = [("MULTI",), ("PEXPIRE", key, _milliseconds(ttl_s)), ("EXEC",)]
     if fields:
-        pipe.hset(key, items=[part for pair in fields.items() for part in pair])
-    pipe.pexpire(key, _milliseconds(ttl_s))
-    await pipe.execute()
+        commands.insert(1, ("HSET", key, *(part for pair in fields.items() for part in pair)))
+    answers = await link.ask(*commands)
+    return None if answers[-1] is None else True
+
+
+async def _give_up(link: RedisLink) -> bool:
+    await link.ask(("UNWATCH",))
+    return False
 
 
 def _check_fields(key: str, fields: Mapping[str, bytes]) -> None:
@@ -239,14 +224,6 @@ def _check_fields(key: str, fields: Mapping[str, bytes]) -> None:
 def _check_entries(key: str, entries: Sequence[bytes]) -> None:
     if not entries:
         raise InvariantBroken(f"a list grows by at least one entry: {key}")
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _bytes(value: bytes | str) -> bytes:
-    return value if isinstance(value, bytes) else value.encode()
 
 
 def _milliseconds(ttl_s: float) -> int:

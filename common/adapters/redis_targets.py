@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 from urllib.parse import SplitResult, parse_qs, unquote
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -22,8 +22,6 @@ from common.values.server_access import TlsFiles
 
 MAX_CONNECTIONS = 16
 """At once; further operations wait for one, within their time-out."""
-MAX_SENTINEL_CONNECTIONS = 512
-"""Redis-py's pool behind sentinels does not wait: it refuses. So many operations are never under way within one time-out."""
 SENTINEL_SCHEMES = ("sentinel", "sentinels")
 
 
@@ -63,10 +61,8 @@ def _server(url: str, timeout_s: float, tls: TlsFiles) -> Redis:
     full = url if "://" in url else f"redis://{url}"
     extra = _tls_arguments(tls) if full.startswith("rediss://") else {}
     try:
-        pool = BlockingConnectionPool.from_url(
+        pool = ConnectionPool.from_url(
             full,
-            max_connections=MAX_CONNECTIONS,
-            timeout=timeout_s,
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             **_waits(timeout_s),
@@ -98,7 +94,6 @@ def _behind_sentinels(urls: Sequence[str], timeout_s: float, tls: TlsFiles) -> R
         db=_database(first),
         protocol=2,
         retry=Retry(NoBackoff(), 0),
-        max_connections=MAX_SENTINEL_CONNECTIONS,
         ssl=secure,
         **waits,
         **extra,

@@ -45,6 +45,7 @@ class SyntheticExecutor:
         self._times = times or StepTimes()
         self._ends_at = ends_at
         self._sequences = SequenceTable(vocab_size=vocab_size)
+        self._digests: dict[int, int] = {}
         self._seen: set[int] = set()
         self._region = region  # kept: the cache looks at its memory
         self._cache: SyntheticCache | None = None
@@ -56,8 +57,12 @@ class SyntheticExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         began = time.perf_counter()
-        self._seen.difference_update(plan.ends)
+        for handle in plan.ends:
+            self._seen.discard(handle)
+            self._digests.pop(handle, None)
         self._sequences.apply(plan.ends, plan.starts)
+        for start in plan.starts:
+            self._digests[start.handle] = prompt_digest(start.tokens[: start.prompt_length])
         rows = tuple(self._row(row) for row in plan.rows)
         left = began + self._times.seconds(plan) - time.perf_counter()
         if left > 0:
@@ -75,8 +80,10 @@ class SyntheticExecutor:
         if self._cache is not None:
             self._cache.write(row.blocks, row.start, position_patterns(state.tokens[:end])[row.start :])
             self._seen.add(row.handle)
-        scored = state.tokens[row.start + 1 : row.start + 1 + scored_positions(row, state)]
-        scores = tuple(self._logprobs(token, state.sampling.prompt_logprobs or 0) for token in scored)
+        scores: tuple[PositionLogprobs, ...] = ()
+        if row.prompt_logprobs:
+            scored = state.tokens[row.start + 1 : row.start + 1 + scored_positions(row, state)]
+            scores = tuple(self._logprobs(token, state.sampling.prompt_logprobs or 0) for token in scored)
         if not row.sample:
             return RowResult(handle=row.handle, prompt_logprobs=scores)
         token = self._next_token(state)
@@ -104,8 +111,8 @@ class SyntheticExecutor:
         return None if wrong is None else f"kv_mismatch: the cache of position {wrong} is not this sequence's"
 
     def _next_token(self, state: SequenceState) -> int | None:
-        digest, index = prompt_digest(state.tokens[: state.prompt_length]), state.new_tokens
+        digest, index = self._digests[state.handle], state.new_tokens
         masked = state.masked_tokens
         if state.eos_token_ids and not masked and self._ends_at is not None and self._ends_at(digest, index):
             return state.eos_token_ids[0]
-        return synthetic_token(digest, index, vocab_size=self._vocab_size, avoid={*state.eos_token_ids, *masked})
+        return synthetic_token(digest, index, vocab_size=self._vocab_size, avoid=state.eos_token_ids + masked)

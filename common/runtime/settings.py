@@ -29,6 +29,9 @@ from common.values.errors import SettingsError
 from common.values.kv_layout import KvDtype
 from common.values.worker import Role
 
+SYNTHETIC_KV_STEP_BYTES = 16
+"""Of one layer and one head: K and V, each of whole 64-bit words, into which the synthetic engine writes its marks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshSettings:
@@ -126,11 +129,23 @@ class WorkerSettings:
     synthetic_decode_row_s: float = setting(
         number_of_seconds(above_zero=False), 0.0005, "synthetic engine: added per decoding sequence"
     )
+    synthetic_kv_token_bytes: int | None = setting(
+        auto_or(whole(16, 1 << 20)), None, "synthetic engine: KV bytes of a token, a multiple of 16", shown_default="the model's"
+    )
+    synthetic_checks: bool = setting(
+        SWITCH, True, "synthetic engine: mark each sequence's KV as its own, and look for the marks before every step"
+    )
     seed: int = setting(whole(0, 2**63 - 1), 0, "seed of the random weights of --load-format dummy")
     drain_s: float = setting(
         number_of_seconds(), 30.0, "longest wait for running requests when stopping", aliases=("--drain-timeout",)
     )
     strict_kernels: bool = setting(SWITCH, False, "hand KV over only between equal kernel variants")
+
+    def __post_init__(self) -> None:
+        if (self.synthetic_kv_token_bytes or 0) % SYNTHETIC_KV_STEP_BYTES:
+            raise SettingsError(
+                f"synthetic_kv_token_bytes {self.synthetic_kv_token_bytes} is no multiple of {SYNTHETIC_KV_STEP_BYTES}"
+            )
 
     @property
     def id(self) -> str:

@@ -18,6 +18,8 @@ from common.runtime.supervisor_states import ChildSpec
 from common.values.errors import SettingsError
 
 VALKEY_MEMORY_BYTES = 256 << 20
+NATS_THREADS = "1"
+"""One core routes far more than the mesh of one machine sends; with more, Go's scheduler spins on the cores of the workers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,7 @@ def own_nats(run_dir: Path, environment: Mapping[str, str], *, freeze_s: float) 
     hello = f'CONNECT {{"verbose":false,"pedantic":false,"user":"segue","pass":"{password}","lang":"segue","version":"1"}}\r\n'
     probe = ServerProbe(port=port, hello=hello.encode(), ping=b"PING\r\n", pong=b"PONG", answers={b"PING": b"PONG\r\n"})
     command = (str(binary), "-c", str(config))
-    process = _process("nats", command, environment, run_dir, probe, freeze_s)
+    process = _process("nats", command, {"GOMAXPROCS": NATS_THREADS, **environment}, run_dir, probe, freeze_s)
     return OwnServer(process=process, url=f"nats://segue:{password}@127.0.0.1:{port}", port_holder=holder)
 
 

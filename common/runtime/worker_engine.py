@@ -105,7 +105,7 @@ def prepare_model(settings: WorkerSettings, found: FoundModel, dtype: KvDtype) -
         folder=folder,
         card=card,
         dtype=dtype,
-        layout=kv_layout(folder.config(), dtype, settings.block_size),
+        layout=_layout(settings, folder, dtype),
         blocks=plan.blocks,
         max_num_seqs=plan.max_num_seqs,
         library=found.library,
@@ -125,13 +125,21 @@ def plan_worker_memory(settings: WorkerSettings, folder: ModelFolder, dtype: KvD
     )
     return plan_memory(
         config,
-        kv_layout(config, dtype, settings.block_size),
+        _layout(settings, folder, dtype),
         quantized_demand(folder, config, dtype, settings.quantization_choice, device=settings.device, native=native),
         request,
         available_bytes=available_memory_bytes(),
         workers=workers,
         shared_memory_bytes=shared_memory_bytes() if "shm" in settings.kv_tiers else None,
     )
+
+
+def _layout(settings: WorkerSettings, folder: ModelFolder, dtype: KvDtype) -> KvLayout:
+    """The model's; or the narrow one that was asked for, so that very many synthetic workers fit into a machine."""
+    if settings.engine_kind == "torch" or settings.synthetic_kv_token_bytes is None:
+        return kv_layout(folder.config(), dtype, settings.block_size)
+    head_dim = settings.synthetic_kv_token_bytes // 8  # K and V of four bytes an item
+    return KvLayout(layers=1, kv_heads=1, head_dim=head_dim, block_size=settings.block_size, dtype="float32")
 
 
 def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRegion, progress: Progress) -> StepEngine:
@@ -143,7 +151,8 @@ def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRe
             per_prefill_token=settings.synthetic_prefill_token_s,
             per_decode_row=settings.synthetic_decode_row_s,
         )
-        return StepThread(SyntheticExecutor(vocab_size=model.card.vocab_size, region=region, times=times), threads=threads)
+        marked = region if settings.synthetic_checks else None
+        return StepThread(SyntheticExecutor(vocab_size=model.card.vocab_size, region=marked, times=times), threads=threads)
     from common.engine.load_model import load_model
     from common.engine.paged_attention import PAGED_ATTENTION, register_paged_attention
     from common.engine.torch_step import build_torch_executor

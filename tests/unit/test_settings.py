@@ -137,6 +137,12 @@ def test_a_written_file_reads_back_to_equal_settings(tmp_path: Path) -> None:
     assert parse_gateway_settings(["--config", str(path)], {}) == gateway
 
 
+def test_the_synthetic_kv_of_a_token_is_whole_words() -> None:
+    assert parse_worker_settings(["--synthetic-kv-token-bytes", "32"], {}, default_role="both").synthetic_kv_token_bytes == 32
+    with pytest.raises(SettingsError, match="multiple of 16"):
+        parse_worker_settings(["--synthetic-kv-token-bytes", "24"], {}, default_role="both")
+
+
 @pytest.mark.parametrize(
     ("argv", "counts"),
     [
