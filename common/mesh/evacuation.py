@@ -15,11 +15,11 @@ from common.values.worker import WorkerSnapshot
 
 
 class Evacuation:
-    """One per worker: what it hears of the others, and whether it is leaving."""
+    """One per worker: what it hears of the others, which it keeps in `others`, and whether it is leaving."""
 
-    def __init__(self, worker: WorkerId) -> None:
+    def __init__(self, worker: WorkerId, others: WorkerRegistry) -> None:
         self._worker = worker
-        self._others = WorkerRegistry()
+        self._others = others
         self._leavers: set[WorkerId] = set()
         self.leaving = False
 

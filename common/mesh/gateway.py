@@ -256,7 +256,7 @@ class GatewayCore:
                     self._attempts.place(request, now)
             elif request.answered:
                 self._probes.look_at(request, now)
-        self._probes.ask()
+        self._probes.ask(now)
 
     # ------------------------------------------------------------------ private
 

@@ -59,7 +59,7 @@ class GatewayAttempts:
             Turn(number=self._turns, draws=self._draws),
             needs_decode=any(len(s.tokens) + 1 < request.sampling.max_tokens for s in request.unfinished()),
             rules=self._rules,
-            avoid=request.avoid,
+            avoid=request.avoid | self._ledger.registry.silent(self._ledger.slo, now),
             prompts_asked=service.prompts_asked(request.model, workers, now),
         )
         return placement, workers

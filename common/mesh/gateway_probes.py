@@ -11,7 +11,7 @@ from common.mesh.gateway_effects import SendReplay
 from common.mesh.gateway_ledger import GatewayLedger
 from common.mesh.gateway_request import GatewayRequest
 from common.mesh.gateway_streams import GatewayStreams
-from common.policy.watchdog import SUSPECT_FACTOR
+from common.policy.watchdog import SUSPECT_FACTOR, question_s
 from common.protocol.messages import ReplayEntry, ReplayItem
 from common.protocol.token_stream import TokenStream
 from common.values.errors import BrokerUnavailable
@@ -38,13 +38,13 @@ class GatewayProbes:
                 request.asked.add(stream.choice)
                 self._due.setdefault(request.source[stream.choice], []).append(_item(request, stream))
 
-    def ask(self) -> None:
+    def ask(self, now: float) -> None:
         due, self._due = self._due, {}
         for worker, items in due.items():
             for first in range(0, len(items), MAX_ITEMS):
                 self._ledger.counters["probes"] += 1
                 page = tuple(items[first : first + MAX_ITEMS])
-                within_s = self._ledger.bounds(worker).answer_within_s
+                within_s = question_s(self._ledger.bounds(worker), silent_s=self._ledger.registry.silence(worker, now))
                 self._ledger.emit(SendReplay(worker=worker, items=page, within_s=within_s))
 
     def on_answer(
@@ -98,11 +98,13 @@ class GatewayProbes:
                 self._attempts.raise_attempt(request, now, lost=worker if died else None, full=None)
             return
         self._attempts.accept(request, worker)
-        request.heard_at[entry.choice] = now
         if entry.new is not None:
             self._streams.take(request, entry.choice, worker, entry.new, now)
-        if entry.state == "moved" and entry.moved_to is not None and not stream.ended:
-            self._streams.follow(request, entry.choice, worker, WorkerId(entry.moved_to))
+        if entry.state == "moved" and entry.moved_to is not None:
+            if not stream.ended:
+                self._streams.follow(request, entry.choice, worker, WorkerId(entry.moved_to))  # asked next, if still silent
+        else:
+            request.heard_at[entry.choice] = now
 
     def _not_answered(self, request_id: RequestId, attempt: int, worker: WorkerId, now: float, *, broker_alive: bool) -> None:
         request = self._ledger.current(request_id, attempt)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from common.mesh.engine_values import BlocksFilled
+from common.mesh.offer_patience import OfferPatience
 from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.worker_effects import GrantBlocks, PullBlocks, RevokeGrant, SealBlocks, SendControl, WorkerEffect
 from common.mesh.worker_sequence import Settlement, WorkerSequence
@@ -97,14 +98,14 @@ class HandoffDesk:
         *,
         engine: SequenceEngine,
         block_size: int,
-        patience_s: float,
+        patience: OfferPatience,
         make_reservation: Callable[[], ReservationId],
         effects: list[WorkerEffect],
     ) -> None:
         self.counters = HandoffCounters()
         self._engine = engine
         self._block_size = block_size
-        self._patience_s = patience_s
+        self._patience = patience
         self._make_reservation = make_reservation
         self._effects = effects
         self._peers: dict[WorkerId, PeerCounts] = {}
@@ -166,17 +167,24 @@ class HandoffDesk:
                 settled += self._receiver_did(sequence, receiver.on_peer_lost())
         return settled
 
-    def tick(self, now: float, sequences: Sequence[WorkerSequence]) -> Settled:
-        """Tell each peer what we hold with it; stop waiting for peers that have no room."""
+    def patience_ends_at(self, sequences: Iterable[WorkerSequence]) -> float | None:
+        waiting = (s.sender for s in sequences if s.sender is not None and s.sender.state in WAITING)
+        return min((self._patience.ends_at(sender) for sender in waiting), default=None)
+
+    def end_patience(self, now: float, sequences: Iterable[WorkerSequence]) -> Settled:
+        """Stop waiting for peers that have no room, or are silent."""
         settled: Settled = []
         for sequence in sequences:
             sender = sequence.sender
-            if sender is not None and sender.state in WAITING and now - sender.offered_at > self._patience_s:
+            if sender is not None and sender.state in WAITING and now >= self._patience.ends_at(sender):
                 settled += self._sender_did(sequence, sender.keep())
+        return settled
+
+    def tick(self, sequences: Sequence[WorkerSequence]) -> None:
+        """Tell each peer what we hold with it."""
         for peer, counts in self._peers.items():
             own = [entry for sequence in sequences if sequence.peer == peer for entry in _entries(sequence)]
             self.send(peer, Held(seen=counts.handled, sequences=own))
-        return settled
 
     # ------------------------------------------------------------------ sending
 

@@ -13,7 +13,7 @@ from common.values.sampling import SamplingParameters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLimits:
-    """`offer_patience_s`: how long an offer may wait for room at the peer before the sequence is decoded here. Where `model`
+    """`offer_patience_s`: how long an offer may wait for room at a living peer before the sequence is decoded here. Where `model`
     is given, dispatches for another one are refused."""
 
     max_model_len: int

@@ -13,10 +13,12 @@ from common.mesh.engine_values import BlocksFilled, EngineEvent, EngineLoad, Pre
 from common.mesh.evacuation import Evacuation
 from common.mesh.handoff_desk import HandoffDesk, Leases, Settled
 from common.mesh.intake import Intake, WorkerLimits
+from common.mesh.offer_patience import OfferPatience
 from common.mesh.sequence import Phase
 from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.suspects import Suspects, notice_of
 from common.mesh.worker_effects import ObserveHandoff, SendNotices, SendTokens, WorkerEffect
+from common.mesh.worker_registry import WorkerRegistry
 from common.mesh.worker_sequence import WorkerSequence
 from common.policy.prefix_log import PrefixLog
 from common.protocol.attempt_floor import AttemptFloors
@@ -87,11 +89,12 @@ class WorkerCore:
         self._logs = TokenLogs()
         self._sequences: dict[SequenceKey, WorkerSequence] = {}
         self._effects: list[WorkerEffect] = []
-        self.evacuation = Evacuation(worker)
+        self._others = WorkerRegistry()
+        self.evacuation = Evacuation(worker, self._others)
         self.desk = HandoffDesk(
             engine=engine,
             block_size=block_size,
-            patience_s=limits.offer_patience_s,
+            patience=OfferPatience(self._others, room_s=limits.offer_patience_s),
             make_reservation=make_reservation,
             effects=self._effects,
         )
@@ -225,6 +228,7 @@ class WorkerCore:
         self.desk.serve_queue()
 
     def on_control(self, peer: WorkerId, message: ControlMessage, now: float) -> None:
+        self._others.heard(peer, now)
         self.desk.count_handled(peer)
         match message:
             case Hello():
@@ -260,12 +264,21 @@ class WorkerCore:
         self._go_on(now)
 
     def on_tick(self, now: float) -> None:
-        """Once a second or so: expire, list what is held with each peer, end the patience with busy peers."""
+        """Once a second or so: expire, list what is held with each peer."""
         self._floors.expire(now)
         self._logs.expire(now)
         self.evacuation.on_tick(now)
         self._end_overdue(now)
-        self._settle(self.desk.tick(now, list(self._sequences.values())), now)
+        self.desk.tick(list(self._sequences.values()))
+        self.end_patience(now)
+
+    def patience_ends_at(self) -> float | None:
+        """When `end_patience` is due; None while no offer waits. An offer that is made may bring it forward."""
+        return self.desk.patience_ends_at(self._sequences.values())
+
+    def end_patience(self, now: float) -> None:
+        """Decode here what peers had no room for, or did not answer."""
+        self._settle(self.desk.end_patience(now, list(self._sequences.values())), now)
         self._go_on(now)
 
     def check_invariants(self) -> None:

@@ -16,7 +16,7 @@ SILENT_AFTER_S = 3.0
 OWN_PAUSE_S = 2.5
 GAP_MEMORY_S = 30.0
 MOST_GAP_S = 1.5
-"""A longer pause was a freeze, not the breath of a busy host."""
+"""A longer pause was a freeze, not the breath of a busy host: it says nothing about the next one, and widens no bound."""
 MAX_HEARD = 4096
 
 
@@ -49,18 +49,27 @@ class WorkerRegistry:
             self._heard[worker] = _Heard(now)
             return
         pause = now - known.at
-        known.gap_s = max(min(pause, MOST_GAP_S), known.gap_s * max(0.0, 1.0 - pause / GAP_MEMORY_S))
+        shown = pause if pause <= MOST_GAP_S else 0.0
+        known.gap_s = max(shown, known.gap_s * max(0.0, 1.0 - pause / GAP_MEMORY_S))
         known.at = now
+
+    def heard_at(self, worker: WorkerId) -> float:
+        """When it was heard last in any way."""
+        known = self._heard.get(worker)
+        return -math.inf if known is None else known.at
 
     def silence(self, worker: WorkerId, now: float) -> float:
         """Seconds since it was heard in any way."""
-        known = self._heard.get(worker)
-        return math.inf if known is None else now - known.at
+        return now - self.heard_at(worker)
 
     def bounds(self, worker: WorkerId, slo: Slo) -> WatchdogBounds:
         known, snapshot = self._heard.get(worker), self._snapshots.get(worker)
         step_s = 0.0 if snapshot is None else snapshot.seconds_per_step
         return stream_bounds(slo, step_s=step_s, gap_s=0.0 if known is None else known.gap_s)
+
+    def silent(self, slo: Slo, now: float) -> set[WorkerId]:
+        """Workers that are known and were not heard for their bound: frozen perhaps, and no choice while there are others."""
+        return {worker for worker in self._snapshots if self.silence(worker, now) > self.bounds(worker, slo).lost_after_s}
 
     def observe(self, snapshot: WorkerSnapshot, now: float, *, gone: bool = False) -> None:
         """Take a snapshot; older ones of the same incarnation are ignored."""

@@ -17,6 +17,7 @@ GAPS = 2.0
 STEPS = 4.0
 ANSWER_SHARE = 0.35
 LEAST_ANSWER_S = 0.3
+CLOCK_MARGIN_S = 0.01
 SUSPECT_FACTOR = 3.0
 """Who loses a worker while it is the announced suspect there ends for good: that is not decided on one second of silence."""
 LIST_EVERY_S = 1.0
@@ -42,6 +43,15 @@ def stream_bounds(slo: Slo, *, step_s: float, gap_s: float) -> WatchdogBounds:
         answer_within_s=max(LEAST_ANSWER_S, ANSWER_SHARE * lost),
         lost_after_s=lost,
     )
+
+
+def question_s(bounds: WatchdogBounds, *, silent_s: float) -> float:
+    """How long a question may stay open at a worker that has been silent for so long: the last one before the bound ends with
+    it, so that a loss is noticed at the bound and not one question later."""
+    left = bounds.lost_after_s - silent_s
+    if left > bounds.answer_within_s + LEAST_ANSWER_S:
+        return bounds.answer_within_s
+    return max(LEAST_ANSWER_S, left + CLOCK_MARGIN_S)
 
 
 def peer_silent_after_s(*, step_s: float) -> float:

@@ -3,6 +3,9 @@
 from common.values.step import StepPlan, StepResult
 
 WEIGHT = 0.2
+MOST_TIMES = 5.0
+"""A step counts for this many usual ones at most: one in which the process was frozen says nothing about steps, and bounds on
+silence, which grow with the usual step, must not grow with it. What really became slower is followed within some steps."""
 
 
 class StepMeter:
@@ -21,4 +24,4 @@ class StepMeter:
 
 
 def _blend(average: float, value: float) -> float:
-    return value if average == 0.0 else (1.0 - WEIGHT) * average + WEIGHT * value
+    return value if average == 0.0 else (1.0 - WEIGHT) * average + WEIGHT * min(value, MOST_TIMES * average)

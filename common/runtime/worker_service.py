@@ -33,6 +33,7 @@ from common.protocol.messages import (
     ControlMessage,
     FrameEntry,
     Hello,
+    Offer,
     ReadyBlock,
     RoleChange,
     SequenceNotice,
@@ -97,6 +98,7 @@ class WorkerService:
         self._unchecked = True
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
+        self._offered = asyncio.Event()
         self._seals: asyncio.Queue[SealBlocks] = asyncio.Queue()  # bounded by the pool: a block waits for one seal at a time
         self._seal_thread = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._tasks: asyncio.TaskGroup
@@ -171,7 +173,7 @@ class WorkerService:
             self._seal_thread.shutdown(wait=True)
 
     def _loops(self) -> tuple[Callable[[], Coroutine[None, None, None]], ...]:
-        work = (self._run_steps, self._run_seals, self._run_ticks)
+        work = (self._run_steps, self._run_seals, self._run_ticks, self._run_patience)
         return (*work, self._run_snapshots, self._renew_card, self._watch_owners, self.token_log.run)
 
     # ------------------------------------------------------------------ events from outside
@@ -307,6 +309,18 @@ class WorkerService:
                 self._unchecked = False
             self._after_event(changed=False)
 
+    async def _run_patience(self) -> None:
+        """Offers that a silent or crowded peer leaves waiting are taken back at their time."""
+        while True:
+            self._offered.clear()
+            due = self._core.patience_ends_at()
+            try:
+                async with asyncio.timeout(None if due is None else max(0.0, due - self._now())):
+                    await self._offered.wait()
+            except TimeoutError:
+                self._core.end_patience(self._now())
+                self._after_event()
+
     async def _run_snapshots(self) -> None:
         """On change at once, but not more often than every 20 ms; else every half second."""
         while True:
@@ -386,6 +400,8 @@ class WorkerService:
                 self._tasks.create_task(self._announce(effect), name="announce")
             case SendControl():
                 self._links.send(effect.peer, effect.message)
+                if isinstance(effect.message, Offer):
+                    self._offered.set()
                 self._failpoints.control(effect.message, "sent")
             case SealBlocks():
                 self._seals.put_nowait(effect)

@@ -4,6 +4,7 @@ It does what the worker's shell does, in virtual time: steps, seals and copies t
 ticks come every second. Tokens come from the shadow engine, which sees every wrong block.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -31,6 +32,7 @@ from common.protocol.messages import (
     Cancel,
     Dispatch,
     DispatchReply,
+    Offer,
     ReadyBlock,
     ReplayEntry,
     ReplayItem,
@@ -65,6 +67,7 @@ PAGE_NAMES = 8
 ANNOUNCE_TIMEOUT_S = 1.0
 LOG_INTERVAL_S = 0.1
 LOG_RETRY_S = 1.0
+LEAST_TIMER_S = 0.001
 
 
 class WorkersWorld(Protocol):
@@ -128,6 +131,7 @@ class SimulatedWorker:
         self._state: WorkerState = state
         self._numbers = 0
         self._snapshot_due = False
+        self._patience_due = math.inf
         self._backlog = TokenLogBacklog(self.incarnation, self.core.token_log)
         self._store = self._world.store.client(self.process)
         self._log_due = False
@@ -239,6 +243,21 @@ class SimulatedWorker:
         self._after_event(changed=False)
         self._watch_owners()
 
+    def _watch_offers(self) -> None:
+        """Offers that a silent or crowded peer leaves waiting are taken back at their time."""
+        due = self.core.patience_ends_at()
+        if due is not None and due < self._patience_due:
+            self._patience_due = due
+            self.process.after(max(LEAST_TIMER_S, due - self._around.now), "timer", partial(self._end_patience, due))
+
+    def _end_patience(self, due: float) -> None:
+        if due != self._patience_due:
+            return
+        self._patience_due = math.inf
+        self.core.end_patience(self._around.now)
+        self._after_event()
+        self._watch_offers()
+
     def _watch_owners(self) -> None:
         """Silence of gateways counts only while our broker answers, and we were awake."""
         now = self._around.now
@@ -335,6 +354,8 @@ class SimulatedWorker:
                 self.process.after(takes, "ping", partial(self._announced, effect.ticket))
             case SendControl():
                 self.peers.send(effect.peer, effect.message)
+                if isinstance(effect.message, Offer):
+                    self._watch_offers()
             case SealBlocks():
                 self._seals.append(effect)
                 if len(self._seals) == 1:

@@ -126,6 +126,24 @@ def test_who_was_heard_irregularly_gets_a_longer_bound_that_fades() -> None:
     assert registry.bounds(W, Slo()).lost_after_s == 1.0
 
 
+def test_a_freeze_widens_no_bound() -> None:
+    registry = WorkerRegistry()
+    for now in (0.0, 0.5, 1.0):
+        registry.observe(snapshot(int(10 * now)), now)
+    registry.forget(W)
+    registry.observe(snapshot(20), 9.0)
+    assert registry.bounds(W, Slo()).lost_after_s == 1.0
+
+
+def test_who_was_not_heard_for_its_bound_is_named_silent_before_it_is_forgotten() -> None:
+    registry = WorkerRegistry()
+    registry.observe(snapshot(1), 0.0)
+    assert not registry.silent(Slo(), 1.0)
+    assert registry.silent(Slo(), 1.1) == {W}
+    registry.heard(W, 1.2)
+    assert not registry.silent(Slo(), 1.3)
+
+
 def test_what_was_dispatched_is_counted_until_a_snapshot_shows_it() -> None:
     registry = WorkerRegistry()
     registry.observe(snapshot(1), 0.0)
