@@ -1,18 +1,20 @@
 """Who emitted what, seen from outside: within an attempt each index leaves once, whoever emits; nothing leaves a worker
 after it has handled the cancel."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from common.protocol.messages import Cancel, FrameEntry
+from common.protocol.token_log import SequenceLog
 from common.values.errors import InvariantBroken
-from common.values.ids import GatewayId, WorkerId
+from common.values.ids import Owner, RequestId, SequenceKey, WorkerId
 
-_Stream = tuple[str, int, int, GatewayId]
+_Stream = tuple[str, int, int, Owner | None]
+_LogOf = Callable[[SequenceKey], SequenceLog | None]
 
 
 class EmissionLedger:
     """One per world. Not `exact`: a dispatch that arrives twice may run twice, and its tokens then leave twice. An attempt is
-    one gateway's: two that own a request one after the other may give the same number to two placements."""
+    one owner's: two lives of gateways that own a request one after the other may give the same number to two placements."""
 
     def __init__(self, *, exact: bool) -> None:
         self._exact = exact
@@ -24,16 +26,17 @@ class EmissionLedger:
         for choice in (None,) if cancel.choices is None else cancel.choices:
             floors[choice] = max(cancel.attempt, floors.get(choice, 0))
 
-    def emitted(self, worker: WorkerId, life: int, gateway: GatewayId, entries: Iterable[FrameEntry]) -> None:
+    def emitted(self, worker: WorkerId, life: int, log_of: _LogOf, entries: Iterable[FrameEntry]) -> None:
         for entry in entries:
             floors = self._cancelled.get((worker, life, entry.request_id), {})
             if entry.attempt <= max(floors.get(None, 0), floors.get(entry.choice, 0)):
                 raise InvariantBroken(f"{worker} emits {entry.request_id} after it was cancelled there")
             if self._exact:
-                self._check_once(worker, gateway, entry)
+                log = log_of(SequenceKey(RequestId(entry.request_id), entry.choice))
+                self._check_once(worker, None if log is None else log.owner, entry)
 
-    def _check_once(self, worker: WorkerId, gateway: GatewayId, entry: FrameEntry) -> None:
-        stream = (entry.request_id, entry.choice, entry.attempt, gateway)
+    def _check_once(self, worker: WorkerId, owner: Owner | None, entry: FrameEntry) -> None:
+        stream = (entry.request_id, entry.choice, entry.attempt, owner)
         following = self._next.get(stream, entry.new.first)
         if entry.new.first != following:
             raise InvariantBroken(f"{worker} emits index {entry.new.first} of {stream}, {following} is next")

@@ -340,7 +340,7 @@ class SimulatedWorker:
         match effect:
             case SendTokens():
                 self._owner_laws.emitted(effect.gateway, effect.entries)
-                self._world.ledger.emitted(self.worker, self.process.life, effect.gateway, effect.entries)
+                self._world.ledger.emitted(self.worker, self.process.life, self.core.token_log, effect.entries)
                 self._backlog.mark(effect.entries)
                 self._log_soon(LOG_INTERVAL_S)
                 frame = TokenFrame(worker=self.worker, incarnation=self.incarnation, entries=list(effect.entries))
