@@ -77,7 +77,7 @@ def read_options(arguments: Sequence[str]) -> BenchOptions:
     given = _parser().parse_args(arguments)
     classes, objectives = _workload(given)
     endpoint = parse_endpoint(
-        given.endpoint, api=given.api, model=given.model or "", api_key=_api_key(given), extra=_extra(given.body)
+        given.endpoint, api=given.api, model=given.model or "", api_key=api_key(given.api_key_file), extra=_extra(given.body)
     )
     if given.prompt == "ids" and given.api == "chat":
         raise BenchRefused("--prompt ids needs --api completions: chat takes text")
@@ -145,11 +145,12 @@ def _workload(given: argparse.Namespace) -> tuple[tuple[RequestClass, ...], dict
     return classes, objectives
 
 
-def _api_key(given: argparse.Namespace) -> str | None:
-    if given.api_key_file is None:
+def api_key(path: Path | None) -> str | None:
+    """The key in the file, else the environment's. Raises BenchRefused."""
+    if path is None:
         return next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
     try:
-        key = str(given.api_key_file.read_text("utf-8").strip())
+        key = str(path.read_text("utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:
         raise BenchRefused(f"--api-key-file: {error}") from None
     if not key or not key.isascii() or not key.isprintable():

@@ -6,8 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import msgspec
-
 from common.simulation.goodput.flight import Arrival
 from common.simulation.goodput.rescaling import at_rate, fitting, shrunk
 from common.simulation.goodput.traces import trace_arrivals
@@ -22,6 +20,7 @@ from tools.bench_load.progress import ProgressBar
 from tools.bench_load.prompts import IdPrompts, Prompts, learn_words
 from tools.bench_load.request_class import Objective, RequestClass, describe
 from tools.bench_load.results_file import Point, PointKey, ResultsFile
+from tools.bench_load.server_models import first_model
 from tools.bench_load.timelines import with_timelines
 from tools.bench_load_options import BenchOptions
 
@@ -165,27 +164,12 @@ class BenchRun:
     async def _name_model(self) -> None:
         if self._endpoint.model:
             return
-        answer = await HttpClient(self._endpoint, time.monotonic).get("/v1/models")
-        try:
-            models = msgspec.json.decode(bytes(answer.body), type=_Models).data if answer.status == 200 else []
-        except msgspec.DecodeError:
-            models = []
-        if not models:
-            why = answer.broken or (f"status {answer.status}" if answer.status else "no answer")
-            raise BenchRefused(f"{self._endpoint.label} names no model at /v1/models ({why}); is it running? --model names one")
-        self._endpoint = replace(self._endpoint, model=models[0].id)
+        name = await first_model(self._endpoint, HttpClient(self._endpoint, time.monotonic))
+        self._endpoint = replace(self._endpoint, model=name)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-
-
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model] = []
 
 
 def _request(endpoint: Endpoint, prompts: Prompts, planned: PlannedRequest, rng: random.Random) -> bytes:

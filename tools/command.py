@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "module-lists": Subcommand("tools.module_lists", "renew the lists of modules in the READMEs"),
     "bench-engine": Subcommand("tools.bench_engine", "measure the engine against the limits of this machine"),
     "eval-engine": Subcommand("tools.eval_engine", "prove the tokens: every way of computing against transformers"),
+    "calibrate": Subcommand("tools.calibrate", "measure how long steps take, here or at any OpenAI-compatible server"),
     "simulate": Subcommand("tools.simulate", "say how many requests would be good on a deployment, in virtual time"),
     "simulate-faults": Subcommand("tools.simulate_faults", "run the whole mesh in virtual time under faults drawn from seeds"),
     "bench-transfer": Subcommand("tools.bench_transfer", "measure the ways to move KV between two processes"),

@@ -1,0 +1,1 @@
+"""What `segue calibrate` is made of: which steps to measure, how, and what to print."""
