@@ -21,6 +21,7 @@ class SimulatedClient:
 
     `come_back` is called where its connection ended before the request did. `cut`: it never comes back, or its gateway died
     before it knew of its request. `left_at` is when it left a gateway that had fallen silent, until it is served again.
+    `connections` counts: what is answered to an earlier one reaches nobody.
     """
 
     request_id: RequestId
@@ -40,6 +41,7 @@ class SimulatedClient:
     accepted: bool = False
     left_at: float | None = None
     lost_at: float | None = None
+    connections: int = 0
     resumes: int = 0
     ends: int = 0
     error: SegueError | None = None

@@ -28,6 +28,7 @@ from common.mesh.request_progress import recorded_generation
 from common.mesh.request_store import RequestStore
 from common.ports.generation import GenerationRequest
 from common.protocol.messages import Dispatch, DispatchReply, FrameEntry, ReplayEntry, Snapshot, TokenFrame, decode_inbox, encode
+from common.simulation.one_at_a_time import OneAtATime
 from common.simulation.simulated_broker import SimulatedBroker
 from common.simulation.simulated_client import SimulatedClient
 from common.simulation.simulated_process import SimulatedProcess
@@ -88,6 +89,7 @@ class SimulatedGateway:
         self._dispatched_now: dict[RequestId, tuple[float, int]] = {}
         self._asked: set[tuple[str, int, int]] = set()
         self._strays = StrayWork()
+        self._attaches = OneAtATime()
         self.process.after(RENEWAL_S, "renewal", self._renew)
         self.process.after(KEEPING_S, "keeping", self._keep)
 
@@ -149,8 +151,19 @@ class SimulatedGateway:
         """A client comes back. `failed` is told why it cannot be served."""
         self._around.note(self.gateway, f"{client.request_id} comes back with { ({c: len(t) for c, t in client.tokens.items()}) }")
         self._connect(client)
-        coroutine = self.kept.attach(client.request_id, TENANT, may_take=lambda: self._broker.connected(self.process))
-        drive(coroutine, partial(self._attached, client), failed)
+        self._attaches.ask(client.request_id, partial(self._attach, client, client.connections, failed))
+
+    def _attach(self, client: SimulatedClient, connection: int, failed: Callable[[SegueError], None]) -> None:
+        def refused(error: SegueError) -> None:
+            if client.connections == connection:
+                failed(error)
+            self._attaches.answered(client.request_id)
+
+        def found(attachable: Attachable[StreamedRequest]) -> None:
+            self._attached(client, connection, attachable)
+            self._attaches.answered(client.request_id)
+
+        drive(self.kept.attach(client.request_id, TENANT, may_take=lambda: self._broker.connected(self.process)), found, refused)
 
     def cancel(self, client: SimulatedClient, choice: int | None) -> None:
         """The client ends a choice, or all."""
@@ -170,6 +183,7 @@ class SimulatedGateway:
 
     def _connect(self, client: SimulatedClient) -> None:
         client.at = self.process
+        client.connections += 1
         self.clients.append(client)
 
     def _streamed(self, request: GenerationRequest) -> StreamedRequest:
@@ -179,7 +193,7 @@ class SimulatedGateway:
         self.kept.add(owned)
         self._known[owned.request_id] = owned
 
-    def _attached(self, client: SimulatedClient, found: Attachable[StreamedRequest]) -> None:
+    def _attached(self, client: SimulatedClient, connection: int, found: Attachable[StreamedRequest]) -> None:
         self._around.note(self.gateway, f"found {client.request_id}: {type(found).__name__}")
         self._around.counts[f"attached_{type(found).__name__}"] += 1
         match found:
@@ -189,7 +203,7 @@ class SimulatedGateway:
                 owned = self._ended(client.request_id, found)
             case TakenOver():
                 owned = self._adopt(client.request_id, found)
-        if client.over or client.at is not self.process:
+        if client.over or client.at is not self.process or client.connections != connection:
             owned.nobody_reads()
             return
         client.resumes += 1
@@ -275,6 +289,8 @@ class SimulatedGateway:
         drive(self.kept.keep(), lambda _: self.process.after(KEEPING_S, "keeping", self._keep))
 
     def _lose(self, request_id: RequestId) -> None:
+        """Where we take it back before our last probe of it was answered, the new owner that we are asks again."""
+        self._asked = {asked for asked in self._asked if asked[0] != request_id}
         self.core.drop(request_id, self._around.now)
         self._after_event()
 
