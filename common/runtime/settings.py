@@ -8,6 +8,9 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from common.policy.placement import PlacementRule
+from common.policy.routing import PlacementRules
+from common.runtime.settings_classes import TAKES, request_classes
 from common.runtime.settings_kinds import (
     BYTES,
     CORES,
@@ -17,6 +20,7 @@ from common.runtime.settings_kinds import (
     SWITCH,
     TEXT,
     auto_or,
+    number_of_milliseconds,
     number_of_seconds,
     one_of,
     texts,
@@ -27,6 +31,8 @@ from common.runtime.settings_sources import (
 )
 from common.values.errors import SettingsError
 from common.values.kv_layout import KvDtype
+from common.values.request_class import RequestClass
+from common.values.slo import Slo
 from common.values.worker import Role
 
 SYNTHETIC_KV_STEP_BYTES = 16
@@ -201,6 +207,28 @@ class GatewaySettings:
     drain_s: float = setting(
         number_of_seconds(), 30.0, "longest wait for running requests when stopping", aliases=("--drain-timeout",)
     )
+    placement: str = setting(
+        one_of("free", "split"),
+        "free",
+        "free: a request may stay on one worker where that is better; split: roles are strict",
+    )
+    placement_rule: str = setting(
+        one_of("least_seconds", "power_of_two", "join_shortest_queue", "round_robin", "random"),
+        "least_seconds",
+        "how workers are chosen; all but the first are baselines to compare with",
+    )
+    slo_ttft_ms: float | None = setting(
+        auto_or(number_of_milliseconds()), None, "objective of the time to the first token", shown_default="5 x unloaded"
+    )
+    slo_tpot_ms: float | None = setting(
+        auto_or(number_of_milliseconds()), None, "objective of the time between later tokens", shown_default="3 x unloaded"
+    )
+    request_class: tuple[str, ...] = setting(
+        texts(),
+        (),
+        f"{TAKES}: objectives of a class, which are also the tightest that its requests may ask for, and what becomes of one that "
+        "would be late; may be repeated. `KEY class=NAME` as an API key binds it to a class",
+    )
     listen_fd: int | None = setting(
         auto_or(whole(3)), None, "inherited listening socket, used instead of host and port", shown_default="none"
     )
@@ -211,6 +239,21 @@ class GatewaySettings:
                 f"host {self.host} can be reached by others and there is no API key: give --api-key-file FILE (or --api-key KEY), "
                 "keep --host 127.0.0.1, or say --insecure"
             )
+        request_classes(self.request_class, ttft_s=None, tpot_s=None)
+
+    @property
+    def classes(self) -> tuple[RequestClass, ...]:
+        return request_classes(self.request_class, ttft_s=_seconds(self.slo_ttft_ms), tpot_s=_seconds(self.slo_tpot_ms))
+
+    @property
+    def slo(self) -> Slo:
+        """What bounds of silence are derived from."""
+        usual = Slo()
+        return Slo(ttft_s=_seconds(self.slo_ttft_ms) or usual.ttft_s, tpot_s=_seconds(self.slo_tpot_ms) or usual.tpot_s)
+
+    @property
+    def placement_rules(self) -> PlacementRules:
+        return PlacementRules(rule=cast("PlacementRule", self.placement_rule), free=self.placement == "free")
 
     @property
     def id(self) -> str:
@@ -218,6 +261,10 @@ class GatewaySettings:
         if self.gateway_id is None:
             raise SettingsError("gateway_id is not set")
         return self.gateway_id
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000.0
 
 
 def is_loopback(host: str) -> bool:

@@ -60,6 +60,11 @@ def number_of_seconds(*, above_zero: bool = True) -> Kind[float]:
     return Kind(takes="a number of seconds" + (" above 0" if above_zero else ", 0 or more"), read=read)
 
 
+def number_of_milliseconds() -> Kind[float]:
+    seconds = number_of_seconds()
+    return Kind(takes="a number of milliseconds above 0", read=seconds.read)
+
+
 def auto_or(kind: Kind[T]) -> Kind[T | None]:
     """`auto` (the value is computed or there is none) or the given kind."""
 

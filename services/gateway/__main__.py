@@ -22,6 +22,7 @@ from common.runtime.settings import GatewaySettings
 from common.runtime.settings_parse import parse_gateway_settings
 from common.values.errors import SegueError, SettingsError
 from common.values.ids import GatewayId
+from services.gateway.goodput_metrics import show_goodput
 from services.gateway.http.application import GatewayApplication
 from services.gateway.http.http_settings import HttpSettings
 from services.gateway.http.server import listen, serve_http
@@ -62,9 +63,12 @@ async def run(settings: GatewaySettings) -> None:
         store=store,
         names=Names(settings.mesh.name),
         failpoints=Failpoints(settings.mesh.failpoints),
+        slo=settings.slo,
+        rules=settings.placement_rules,
     )
     metrics = Metrics()
     show_mesh_metrics(metrics, mesh)
+    show_goodput(metrics, mesh, [each.name for each in settings.classes])
     show_adapter_metrics(metrics, broker=broker.counts, store=store.counts)
     http = http_settings(settings)
     try:
@@ -95,6 +99,7 @@ def http_settings(settings: GatewaySettings) -> HttpSettings:
         sse_keepalive_s=settings.sse_keepalive_s,
         drain_timeout_s=settings.drain_s,
         request_deadline_s=settings.request_timeout_s,
+        classes=settings.classes,
     )
 
 

@@ -1,9 +1,10 @@
 """The mesh as the gateway's HTTP side sees it: what can be asked of it, over the shell that runs the pure core."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from common.mesh.gateway import GatewayCore
+from common.policy.routing import PlacementRules
 from common.ports.broker import Broker
 from common.ports.generation import Attached, GenerationRequest, RequestTimeline
 from common.ports.state_store import StateStore
@@ -20,6 +21,8 @@ from common.values.errors import (
 )
 from common.values.ids import GatewayId, Incarnation, RequestId
 from common.values.model_card import ModelCard
+from common.values.request_account import RequestAccount
+from common.values.slo import Slo
 from services.gateway.attaching import Attaching
 from services.gateway.live_generation import LiveGeneration, OwnedRequest
 from services.gateway.mesh_shell import MeshShell
@@ -40,6 +43,8 @@ class LiveMesh:
         store: StateStore,
         names: Names,
         failpoints: Failpoints | None = None,
+        slo: Slo | None = None,
+        rules: PlacementRules | None = None,
     ) -> None:
         self._shell = MeshShell(
             gateway=gateway,
@@ -48,6 +53,8 @@ class LiveMesh:
             store=store,
             names=names,
             failpoints=failpoints or Failpoints(),
+            slo=slo or Slo(),
+            rules=rules or PlacementRules(),
         )
         self._broker = broker
         self._attaching = Attaching(self._shell)
@@ -59,6 +66,10 @@ class LiveMesh:
     @property
     def refusals(self) -> MessageRefusals:
         return self._shell.refusals
+
+    def count_accounts(self, count: Callable[[RequestAccount], None]) -> None:
+        """What every request was promised and got, as it ends."""
+        self._shell.on_account = count
 
     async def run(self, started: asyncio.Event) -> None:
         await self._shell.run(started)

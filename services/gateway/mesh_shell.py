@@ -6,7 +6,8 @@ Each kind of effect has a helper of its own: mail to workers, the records of the
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from random import Random
 
 from common.mesh.gateway import GatewayCore
 from common.mesh.gateway_effects import (
@@ -23,6 +24,7 @@ from common.mesh.gateway_effects import (
 from common.mesh.owner_watch import SILENT_FOR_S
 from common.mesh.request_keeper import RequestKeeper
 from common.mesh.request_store import RequestStore
+from common.policy.routing import PlacementRules
 from common.ports.broker import Broker, Message
 from common.ports.state_store import StateStore
 from common.protocol.messages import (
@@ -43,6 +45,8 @@ from common.values.errors import (
     Unavailable,
 )
 from common.values.ids import GatewayId, Incarnation, RequestId
+from common.values.request_account import RequestAccount
+from common.values.slo import Slo
 from services.gateway.admission import Admission
 from services.gateway.live_generation import OwnedRequest
 from services.gateway.model_directory import ModelDirectory
@@ -65,6 +69,8 @@ class MeshShell:
         store: StateStore,
         names: Names,
         failpoints: Failpoints,
+        slo: Slo,
+        rules: PlacementRules,
     ) -> None:
         self._failpoints = failpoints
         self._gateway = gateway
@@ -72,7 +78,14 @@ class MeshShell:
         self._broker = broker
         self._store = store
         self._names = names
-        self.core = GatewayCore(gateway=gateway, incarnation=incarnation, strays_from=self.now() + SILENT_FOR_S)
+        self.core = GatewayCore(
+            gateway=gateway,
+            incarnation=incarnation,
+            slo=slo,
+            strays_from=self.now() + SILENT_FOR_S,
+            rules=rules,
+            draws=Random(gateway),
+        )
         self.admission = Admission()
         self.refusals = MessageRefusals()
         self.records = RequestStore(store, names, gateway=gateway, incarnation=incarnation, wall_clock=time.time)
@@ -89,6 +102,7 @@ class MeshShell:
             failpoints=self._failpoints,
         )
         self.models = ModelDirectory(store, names, self.core.registry, self.spawn)
+        self.on_account: Callable[[RequestAccount], None] = _nobody_counts
         self._active = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -265,8 +279,14 @@ class MeshShell:
     def _end(self, effect: Ended) -> None:
         owned = self.kept.remove(effect.request_id)
         owned.account = effect.account
+        if effect.account is not None:
+            self.on_account(effect.account)
         owned.finish(effect.error)
         self.spawn(self.kept.record_end(owned, effect.error), "record end")
 
     def now(self) -> float:
         return time.monotonic()
+
+
+def _nobody_counts(account: RequestAccount) -> None:
+    """Until metrics are there."""

@@ -56,7 +56,7 @@ class RealMesh:
         port = port or free_port()
         command = [
             *(sys.executable, "-m", "services.gateway", "--gateway-id", name, "--mesh", self.name, "--port", str(port)),
-            *("--nats-url", self.nats_url, "--redis-url", self.redis_url, *arguments),
+            *("--nats-url", self.nats_url, "--redis-url", self.redis_url, "--placement", "split", *arguments),
         ]
         self._start(name, command)
         self.gateways[name] = f"http://127.0.0.1:{port}"

@@ -193,7 +193,20 @@ def _worker(name: str, flags: Sequence[str], folder: Path, wire: Wire | None) ->
 
 def _gateway(name: str, shared: Sequence[str], folder: Path) -> Member:
     port = free_port()
-    command = [sys.executable, "-m", "services.gateway", "--gateway-id", name, *shared, "--port", str(port), "--sse-keepalive", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "services.gateway",
+        "--gateway-id",
+        name,
+        *shared,
+        "--port",
+        str(port),
+        "--sse-keepalive",
+        "1",
+        "--placement",
+        "split",
+    ]
     return Member(name, command, "127.0.0.1", port, folder / f"{name}.log")
 
 

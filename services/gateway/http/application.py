@@ -20,6 +20,7 @@ from services.gateway.http.generation_routes import STREAM_PREFIX, GenerationRou
 from services.gateway.http.http_errors import MethodNotAllowed, RouteNotFound, Stopping, answerable
 from services.gateway.http.http_settings import HttpSettings
 from services.gateway.http.request_slots import RequestSlots
+from services.gateway.http.speed_wishes import SpeedWishes
 from services.gateway.http.timeline_route import REQUEST_PREFIX, TimelineRoute
 from services.gateway.openai.model_list import model_entry, model_list
 from services.gateway.openai.planner import Planner
@@ -50,7 +51,8 @@ class GatewayApplication:
         self._planner = Planner(mesh, self._thread, deadline_s=settings.request_deadline_s)
         self.stopping = asyncio.Event()
         self._requests = ClientRequests(mesh, self._planner, self._metrics)
-        generation = GenerationRoutes(self._requests, self._planner, self._slots, self._keys, settings)
+        self._wishes = SpeedWishes(settings.classes, self._keys)
+        generation = GenerationRoutes(self._requests, self._planner, self._slots, self._keys, self._wishes, settings)
         timeline = TimelineRoute(mesh, self._keys)
         self._prefixes: dict[str, Handler] = {
             MODEL_PREFIX: self._model,
@@ -152,6 +154,7 @@ class GatewayApplication:
             slots=self._slots,
             metrics=self._metrics,
             keys=self._keys,
+            wishes=self._wishes,
             settings=self._settings,
             stopping=self.stopping,
         )

@@ -7,6 +7,7 @@ import msgspec
 
 from common.protocol.request_record import IdempotencyMark
 from common.values.errors import InvalidRequest
+from common.values.request_class import WantedSpeed
 from services.gateway.http.asgi import Scope, header
 from services.gateway.openai.body import CommonBody
 from services.gateway.openai.plan import Asker
@@ -14,11 +15,11 @@ from services.gateway.openai.plan import Asker
 MAX_KEY_CHARACTERS = 255
 
 
-def asker_of(scope: Scope, tenant: str, body: CommonBody) -> Asker:
+def asker_of(scope: Scope, tenant: str, body: CommonBody, wanted: WantedSpeed) -> Asker:
     """A client that names an idempotency key means to repeat its request if need be, so that it lives on as well. Raises
     InvalidRequest."""
     mark = _mark(header(scope, b"idempotency-key"), tenant, body)
-    return Asker(tenant=tenant, lingers=_wants_to_resume(scope) or mark is not None, idempotency=mark)
+    return Asker(tenant=tenant, lingers=_wants_to_resume(scope) or mark is not None, idempotency=mark, wanted=wanted)
 
 
 def last_event_id(scope: Scope) -> str:

@@ -12,6 +12,7 @@ from services.gateway.http.come_back import asker_of, last_event_id
 from services.gateway.http.http_errors import UnsupportedMediaType
 from services.gateway.http.http_settings import HttpSettings
 from services.gateway.http.request_slots import RequestSlots
+from services.gateway.http.speed_wishes import SpeedWishes
 from services.gateway.openai.body import ChatBody, CompletionBody, parse_chat_body, parse_completion_body
 from services.gateway.openai.plan import RequestPlan
 from services.gateway.openai.planner import Planner
@@ -23,11 +24,20 @@ Parse = Callable[[bytes], ChatBody | CompletionBody]
 class GenerationRoutes:
     """Each returns the status that was answered. Failures before the answer has begun are raised."""
 
-    def __init__(self, requests: ClientRequests, planner: Planner, slots: RequestSlots, keys: ApiKeys, settings: HttpSettings) -> None:
+    def __init__(
+        self,
+        requests: ClientRequests,
+        planner: Planner,
+        slots: RequestSlots,
+        keys: ApiKeys,
+        wishes: SpeedWishes,
+        settings: HttpSettings,
+    ) -> None:
         self._requests = requests
         self._planner = planner
         self._slots = slots
         self._keys = keys
+        self._wishes = wishes
         self._settings = settings
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> int:
@@ -58,7 +68,8 @@ class GenerationRoutes:
             async with cancelled_by_disconnect(receive) as end_watch:
                 body = parse(raw)
                 del raw
-                plan = replace(await self._plan(body), asker=asker_of(scope, tenant, body))
+                wanted = self._wishes.of(scope, tenant, body.metadata)
+                plan = replace(await self._plan(body), asker=asker_of(scope, tenant, body, wanted))
                 del body
                 opening = self._requests.opened(plan, arrived=arrived)
                 if plan.stream:

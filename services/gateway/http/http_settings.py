@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.values.errors import SettingsError
+from common.values.request_class import RequestClass
+from services.gateway.http.api_keys import split_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class HttpSettings:
     request_deadline_s: float | None = None
     websocket_max_requests: int = 64
     websocket_ping_s: float = 20.0
+    classes: tuple[RequestClass, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -41,6 +44,10 @@ class HttpSettings:
                 raise SettingsError(f"{name} must be above 0")
         if not all(key and key.isascii() and key == key.strip() for key in self.api_keys):
             raise SettingsError("an API key must be printable ASCII without blanks around it")
+        known = {each.name for each in self.classes}
+        for name in filter(None, (split_key(key)[1] for key in self.api_keys)):
+            if name not in known:
+                raise SettingsError(f"an API key is bound to the class {name}, which there is not (--request-class)")
         if not (self.api_keys or self.insecure or _is_loopback(self.host)):
             raise SettingsError(
                 f"host {self.host} can be reached from other machines: give an API key (--api-key or --api-key-file), or --insecure"

@@ -4,6 +4,7 @@ import msgspec
 
 from common.ports.generation import MeshClient
 from common.values.ids import RequestId
+from common.values.request_account import RequestAccount
 from services.gateway.http.api_keys import ApiKeys
 from services.gateway.http.asgi import Receive, Scope, Send, header, send_json
 
@@ -11,7 +12,8 @@ REQUEST_PREFIX = "/v1/requests/"
 
 
 class TimelineAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """`seconds`: moments since the request was accepted; empty while it runs."""
+    """`seconds`: moments since the request was accepted; empty while it runs. `account`: its objectives, where it was placed, what was
+    predicted and what it had."""
 
     id: str
     object: str = "request.timeline"
@@ -20,6 +22,7 @@ class TimelineAnswer(msgspec.Struct, frozen=True, kw_only=True):
     worker: str | None
     decode_worker: str | None
     seconds: dict[str, float]
+    account: RequestAccount | None = None
 
 
 class TimelineRoute:
@@ -38,6 +41,7 @@ class TimelineRoute:
             worker=timeline.worker,
             decode_worker=timeline.decode_worker,
             seconds=dict(timeline.seconds),
+            account=timeline.account,
         )
         await send_json(send, msgspec.json.encode(answer))
         return 200

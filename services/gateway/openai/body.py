@@ -74,6 +74,7 @@ class CommonBody(msgspec.Struct, kw_only=True, omit_defaults=True):
     prompt_logprobs: int | None = None
     cache_salt: str | None = None
     user: str | None = None
+    metadata: Json | None = None
     response_format: ResponseFormat | None = None
     # Known and refused: see `_UNSUPPORTED`.
     use_beam_search: object = None

@@ -1,9 +1,10 @@
 """A validated request: what to generate and how to answer. Everything after parsing works on this one value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from common.protocol.request_record import IdempotencyMark
+from common.values.request_class import WantedSpeed
 from common.values.sampling import SamplingParameters
 from services.gateway.text.choice_text import ChoiceText
 from services.gateway.text.stop_matcher import StopMatcher
@@ -14,11 +15,13 @@ Kind = Literal["chat", "completion"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """Whose request it is, and how they may come back to it. `lingers`: it lives on for a while when they leave."""
+    """Whose request it is, and how they may come back to it. `lingers`: it lives on for a while when they leave. `wanted`: how
+    fast they want it."""
 
     tenant: str = ""
     lingers: bool = False
     idempotency: IdempotencyMark | None = None
+    wanted: WantedSpeed = field(default_factory=WantedSpeed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,7 @@ def mesh_requests(plan: RequestPlan) -> list[GenerationRequest]:
             lingers=asker.lingers,
             keep_prompt=plan.echoes is not None or plan.prompt_logprobs is not None,
             idempotency=asker.idempotency if place == 0 else None,
+            wanted=asker.wanted,
         )
         for place, prompt in enumerate(plan.prompts)
     ]

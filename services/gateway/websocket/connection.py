@@ -21,6 +21,7 @@ from services.gateway.http.asgi import ClientGone, Receive, Scope, Send, header
 from services.gateway.http.http_errors import Stopping, answerable
 from services.gateway.http.http_settings import HttpSettings
 from services.gateway.http.request_slots import RequestSlots
+from services.gateway.http.speed_wishes import SpeedWishes
 from services.gateway.openai.body import parse_chat_body, parse_completion_body
 from services.gateway.openai.event_id import parse_event_id
 from services.gateway.openai.plan import Asker, RequestPlan
@@ -58,6 +59,7 @@ class WebSocketConnection:
         slots: RequestSlots,
         metrics: GatewayMetrics,
         keys: ApiKeys,
+        wishes: SpeedWishes,
         settings: HttpSettings,
         stopping: asyncio.Event,
     ) -> None:
@@ -69,6 +71,7 @@ class WebSocketConnection:
         self._slots = slots
         self._metrics = metrics
         self._keys = keys
+        self._wishes = wishes
         self._settings = settings
         self._stopping = stopping
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -209,7 +212,9 @@ class WebSocketConnection:
                     last = await self._stream(frame.id, opening, frame.last_event_id)
                 else:
                     arrived = time.monotonic()
-                    plan = replace(await self._plan(frame, text), asker=Asker(tenant=self._tenant, lingers=True))
+                    wanted = self._wishes.of(self._scope, self._tenant, frame.metadata)
+                    asker = Asker(tenant=self._tenant, lingers=True, wanted=wanted)
+                    plan = replace(await self._plan(frame, text), asker=asker)
                     last = await self._stream(frame.id, self._requests.opened(plan, arrived=arrived), "")
         except asyncio.CancelledError:
             task = asyncio.current_task()

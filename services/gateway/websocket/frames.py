@@ -37,11 +37,12 @@ class AuthFrame(msgspec.Struct, frozen=True, tag="auth"):
 
 
 class GenerateFrame(msgspec.Struct, frozen=True, tag="generate"):
-    """Only what is needed to choose the parser of the body, which is the frame itself."""
+    """Only what is needed before the body is parsed, which is the frame itself."""
 
     id: ClientId
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
+    metadata: dict[str, object] | None = None
 
     @property
     def is_chat(self) -> bool:
