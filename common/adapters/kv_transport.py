@@ -5,6 +5,7 @@ Where libucp is missing the region is anonymous memory and tcp serves; a region 
 Close it only when the engine has stopped: the region's memory goes with it.
 """
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -175,6 +176,9 @@ class UcxOrTcpTransport:
 
     def revoke(self, reservation: ReservationId) -> None:
         self._grants.revoke(reservation)
+
+    async def broken(self) -> str:
+        return await self._runtime.broken() if self._ucx_runs else await asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
         """Links, tiers, UCX, memory, thread, in this order; each step only once the one before is over."""

@@ -3,6 +3,7 @@
 Grants, generations and checksums hold as on any tier; a transport that was closed is a peer that died.
 """
 
+import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 
@@ -47,6 +48,7 @@ class MemoryTransport:
         self._memory: AnonymousMemory | None = None
         self._pool: LocalPool | None = None
         self._staging: StagingPool | None = None
+        self._broke: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def start(self, layout: KvLayout, blocks: int) -> KvRegion:
         memory = self._memory = AnonymousMemory(region_size(layout, blocks))
@@ -67,6 +69,13 @@ class MemoryTransport:
     def offer(self) -> bytes:
         region = self._started().region
         return encode(TransportOffer(transport=self._identity, layout=region.layout, blocks=region.blocks, tiers={"memory": b""}))
+
+    async def broken(self) -> str:
+        return await asyncio.shield(self._broke)
+
+    def break_down(self, reason: str) -> None:
+        """What happens to others when their library's thread ends."""
+        self._broke.set_result(reason)
 
     async def connect(self, peer_offer: bytes) -> KvLink:
         pool, staging = self._started(), self._staging

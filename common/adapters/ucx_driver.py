@@ -46,7 +46,8 @@ OnEndpointLost = Callable[[int], None]
 
 
 class UcxDriver:
-    """Start it once, close it once. Endpoints are named by small numbers of ours, which are never reused."""
+    """Start it once, close it once. Endpoints are named by small numbers of ours, which are never reused. `broke` is done, with the
+    reason, should the thread end of itself: nothing is moved any more, and who uses this has to be replaced."""
 
     def __init__(self, library: ctypes.CDLL, on_message: OnMessage, on_endpoint_lost: OnEndpointLost) -> None:
         self._library = library
@@ -58,6 +59,7 @@ class UcxDriver:
         self._stopping = False
         self._broken: str | None = None
         self._thread: threading.Thread | None = None
+        self.broke: asyncio.Future[str] = self._loop.create_future()
         self._undelivered = 0
         self.dropped_messages = 0
         # The rest belongs to the thread.
@@ -117,13 +119,15 @@ class UcxDriver:
         return await self.call(map_remote)
 
     async def unmap_remote(self, key: int) -> None:
-        await self.call(lambda worker: worker.unmap_remote(key))
+        if self._running:
+            await self.call(lambda worker: worker.unmap_remote(key))
 
     async def allocate(self, size: int) -> UcpMemory:
         return await self.call(lambda worker: worker.allocate(size))
 
     async def free(self, memory: UcpMemory) -> None:
-        await self.call(lambda worker: worker.free(memory))
+        if self._running:
+            await self.call(lambda worker: worker.free(memory))
 
     def send(self, endpoint: int, message_id: int, header: bytes, payload: bytes) -> asyncio.Future[int]:
         """A short message. The future holds its status; nobody has to wait for it."""
@@ -137,6 +141,9 @@ class UcxDriver:
         self, endpoint: int, message_id: int, header: bytes, address: int, length: int, keep: object, *, rendezvous: bool
     ) -> asyncio.Future[int]:
         done: asyncio.Future[int] = self._loop.create_future()
+        if self._broken is not None:
+            done.set_result(STATUS_NOT_CONNECTED)
+            return done
 
         def command(worker: UcpWorker) -> None:
             handle = self._endpoints.get(endpoint)
@@ -223,6 +230,9 @@ class UcxDriver:
             self._broken = str(error) or type(error).__name__
             for endpoint in self._endpoints:
                 self._post(self._on_endpoint_lost, endpoint)
+            self._post(_resolve, self.broke, self._broken)
+            self._give_up(worker)
+            return
         self._shut_down(worker)
 
     def _turn(self, worker: UcpWorker, poller: select.poll) -> None:
@@ -290,6 +300,15 @@ class UcxDriver:
             on_done(STATUS_CANCELLED)
         self._watched.clear()
         worker.destroy()
+
+    def _give_up(self, worker: UcpWorker) -> None:
+        """Nobody may wait for this thread; but the library and its memory, which the engine still uses, stay as they are."""
+        while self._commands:
+            with contextlib.suppress(UcpError):
+                self._commands.popleft()(worker)
+        for on_done, _ in self._watched.values():
+            on_done(STATUS_CANCELLED)
+        self._watched.clear()
 
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
         """On the event loop, unless that is closed already."""

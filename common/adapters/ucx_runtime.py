@@ -3,6 +3,7 @@
 It also allocates the region, so that a peer on the same host can map it.
 """
 
+import asyncio
 import os
 
 from common.adapters.ucp_library import UcpError, UcpMemory, load_libucp
@@ -63,6 +64,10 @@ class UcxRuntime:
         self.endpoints.lost(endpoint)
         if self._on_endpoint_lost is not None:
             self._on_endpoint_lost(endpoint)
+
+    async def broken(self) -> str:
+        """Why UCX moves nothing any more; waits for as long as it does."""
+        return await asyncio.shield(self.driver.broke)
 
     async def close(self) -> None:
         """The region's memory goes here: nobody may use it any more."""

@@ -22,6 +22,8 @@ SUSPECT_FACTOR = 3.0
 """Who loses a worker while it is the announced suspect there ends for good: that is not decided on one second of silence."""
 LIST_EVERY_S = 1.0
 LISTS = 3.0
+BEAT_EVERY_S = LIST_EVERY_S
+"""How often a process tells its supervisor that it lives, and a supervised server is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,3 +59,9 @@ def question_s(bounds: WatchdogBounds, *, silent_s: float) -> float:
 def peer_silent_after_s(*, step_s: float) -> float:
     """A peer says at least what it holds, each second; after this it is frozen, or cut off."""
     return min(MOST_LOST_S, LISTS * LIST_EVERY_S + STEPS * step_s)
+
+
+def process_frozen_after_s() -> float:
+    """A supervisor replaces a process that left out its heartbeats for so long. Beats come from the event loop, whatever a step
+    takes. To replace costs more than to go around, which gateways and peers have done by then: hence the factor."""
+    return min(MOST_LOST_S, SUSPECT_FACTOR * LISTS * BEAT_EVERY_S)

@@ -74,4 +74,9 @@ class KvTransport(Protocol):
 
     def revoke(self, reservation: ReservationId) -> None: ...
 
+    async def broken(self) -> str:
+        """Returns, with the reason, once this transport has failed as a whole, not for one peer; else never. Its pulls are lost, the
+        region stays. Only another process helps."""
+        ...
+
     async def close(self) -> None: ...

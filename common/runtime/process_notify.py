@@ -15,8 +15,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from common.policy.watchdog import BEAT_EVERY_S
+
 NOTIFY_VARIABLE = "SEGUE_NOTIFY_FD"
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = BEAT_EVERY_S
 MAX_DETAIL_CHARACTERS = 500
 ProcessState = Literal["loading", "ready", "draining"]
 _PR_SET_PDEATHSIG = 1

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from common.policy.watchdog import process_frozen_after_s
 from common.runtime.settings import GatewaySettings, MeshSettings, WorkerSettings
 from common.runtime.settings_kinds import CORES, TEXT, auto_or, number_of_seconds, whole
 from common.runtime.settings_sources import setting
@@ -25,7 +26,9 @@ class ServeSettings:
     redis_url: str | None = setting(auto_or(TEXT), None, "use this Redis or Valkey", shown_default="an own one", secret=True)
     run_dir: str | None = setting(auto_or(TEXT), None, "folder for logs, keys and sockets", shown_default="a new private one")
     cores: tuple[int, ...] | None = setting(auto_or(CORES), None, "cores to share out", shown_default="those of the process")
-    freeze_s: float = setting(number_of_seconds(), 10.0, "silence after which a process counts as frozen and is killed")
+    freeze_s: float = setting(
+        number_of_seconds(), process_frozen_after_s(), "silence after which a process counts as frozen and is killed"
+    )
 
     def __post_init__(self) -> None:
         if not sum(self.worker_counts):

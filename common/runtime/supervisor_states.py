@@ -3,8 +3,10 @@
 The table is the whole truth about what may follow what; `supervisor` adds the clocks and the order between processes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from common.policy.watchdog import process_frozen_after_s
 
 ChildState = Literal["waiting", "starting", "loading", "ready", "killing", "backoff", "stopping", "stopped"]
 """`waiting`: its stage has not begun. `starting`: spawned, not heard of. `killing`: SIGKILL sent, its end awaited.
@@ -58,7 +60,7 @@ class ChildSpec:
     start_stage: int
     stop_stage: int
     drain_s: float = 30.0
-    freeze_s: float = 10.0
+    freeze_s: float = field(default_factory=process_frozen_after_s)
     loading_freeze_s: float = 180.0
 
 

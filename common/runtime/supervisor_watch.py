@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 
+from common.policy.watchdog import BEAT_EVERY_S
 from common.runtime.supervisor_process import ServerProbe
 from common.runtime.supervisor_states import Notified
 
-PING_EVERY_S = 1.0
+PING_EVERY_S = BEAT_EVERY_S
 PING_TIMEOUT_S = 2.0
 CONNECT_AGAIN_S = 0.05
 MAX_LINE_BYTES = 64 * 1024

@@ -53,7 +53,15 @@ from common.runtime.step_watch import StepWatch
 from common.runtime.token_log_writer import TokenLogWriter
 from common.runtime.worker_inbox import WorkerInbox
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
-from common.values.errors import BrokerUnavailable, PayloadTooLarge, PeerError, SegueError, SettingsError, StoreUnavailable
+from common.values.errors import (
+    BrokerUnavailable,
+    PayloadTooLarge,
+    PeerError,
+    SegueError,
+    SettingsError,
+    StoreUnavailable,
+    TransportBroken,
+)
 from common.values.ids import GatewayId, Incarnation, WorkerId
 from common.values.step import StepPlan
 from common.values.worker import WorkerSnapshot, WorkerState
@@ -174,7 +182,7 @@ class WorkerService:
 
     def _loops(self) -> tuple[Callable[[], Coroutine[None, None, None]], ...]:
         work = (self._run_steps, self._run_seals, self._run_ticks, self._run_patience)
-        return (*work, self._run_snapshots, self._renew_card, self._watch_owners, self.token_log.run)
+        return (*work, self._run_snapshots, self._renew_card, self._watch_owners, self._watch_transport, self.token_log.run)
 
     # ------------------------------------------------------------------ events from outside
 
@@ -348,6 +356,10 @@ class WorkerService:
                 logger.warning("owner_lost", extra={"fields": {"gateway": owner.gateway}})
                 self._core.on_owner_lost(owner, self._now())
                 self._after_event()
+
+    async def _watch_transport(self) -> None:
+        """A worker that can move no KV is of no use to anybody: who watches it replaces it, and its streams go on elsewhere."""
+        self.fail(TransportBroken(f"KV can be moved no more: {await self._world.transport.broken()}"))
 
     async def _renew_card(self) -> None:
         while True:

@@ -19,6 +19,7 @@ SegueError
 │   └── WrongVersion          it speaks a release of the protocol that is too far from ours
 ├── SettingsError             a bad flag, environment variable or file entry: stops the start
 ├── ModelError                a model that cannot be loaded or served
+├── TransportBroken           KV can be moved no more: stops the worker loudly
 └── InvariantBroken           a bug of ours: stops the worker loudly
 """
 
@@ -130,3 +131,7 @@ class ModelError(SegueError):
 
 class InvariantBroken(SegueError):
     pass
+
+
+class TransportBroken(SegueError):
+    """What moves KV in this process has failed as a whole."""

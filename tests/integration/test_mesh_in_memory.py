@@ -3,6 +3,10 @@
 import asyncio
 import random
 
+import pytest
+
+from common.runtime.one_error import one_error
+from common.values.errors import TransportBroken
 from tests.mesh_in_memory import collect, request, running_mesh, tokens
 
 
@@ -59,3 +63,15 @@ async def test_many_requests_at_once_with_small_pools():
         await mesh.quiet()
         prints = {n: (w.service.core.desk.counters, w.service.core.load()) for n, w in mesh.workers.items()}
         print(prints)
+
+
+async def test_a_worker_that_can_move_kv_no_more_ends_with_one_error_that_says_so():
+    async def breaks_down():
+        async with running_mesh() as mesh:
+            worker = await mesh.start_worker("d0", "decode")
+            await worker.ready.wait()
+            worker.transport.break_down("its thread ended")
+            await asyncio.wait([worker.task])
+
+    with pytest.raises(TransportBroken, match="its thread ended"), one_error(TransportBroken):
+        await breaks_down()

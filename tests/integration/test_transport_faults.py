@@ -106,3 +106,22 @@ def _with_another_secret(offer: bytes, tier: Tier) -> bytes:
     part = msgspec.msgpack.decode(whole.tiers[tier], type=TcpOffer if tier == "tcp" else UcxOffer)
     forged = msgspec.structs.replace(part, secret=secrets.token_bytes(32))
     return msgspec.msgpack.encode(msgspec.structs.replace(whole, tiers={tier: msgspec.msgpack.encode(forged)}))
+
+
+@pytest.mark.ucx
+@pytest.mark.parametrize("tier", ["shm", "ucx"])
+async def test_a_broken_ucx_thread_is_told_and_nobody_waits_for_it(tier: Tier) -> None:
+    """Closing works as ever, and the region stays readable until then: the engine may still write into it."""
+    transport = UcxOrTcpTransport(tiers=[tier], host="127.0.0.1")
+    region = await transport.start(LAYOUT, BLOCKS)
+    async with asyncio.timeout(20), owner_elsewhere([tier], LAYOUT, BLOCKS) as owner:
+        link = await transport.connect(bytes.fromhex(await owner.call("offer")))
+        checksum = bytes.fromhex(await owner.call("fill", 0, 0, 16))
+        await owner.call("grant", RESERVATION.hex(), [[0, 0]])
+        transport._runtime.driver._submit(lambda worker: worker.address().undefined)  # type: ignore[attr-defined]
+        assert "undefined" in await transport.broken()
+        assert len(region.seal(1, valid_positions=3)) == 16
+        if tier == "ucx":
+            source = BlockSource(source_block=0, generation=0, checksum=checksum, landing_block=0)
+            assert await link.pull(RESERVATION, [source]) == ["lost"]
+        await transport.close()

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.policy.watchdog import LEAST_ANSWER_S, MOST_LOST_S, peer_silent_after_s, question_s, stream_bounds
+from common.policy.watchdog import LEAST_ANSWER_S, MOST_LOST_S, peer_silent_after_s, process_frozen_after_s, question_s, stream_bounds
 from common.values.slo import Slo
 
 SECONDS = st.floats(0.0, 100.0)
@@ -15,6 +15,11 @@ def test_a_second_and_four_steps_where_all_is_quiet() -> None:
     assert stream_bounds(Slo(tpot_s=0.3), step_s=0.0, gap_s=0.0).lost_after_s == 3.0
     assert stream_bounds(Slo(), step_s=0.0, gap_s=2.0).lost_after_s == 4.0
     assert peer_silent_after_s(step_s=0.1) == 3.4
+
+
+def test_a_process_is_replaced_only_after_gateways_and_peers_have_gone_around_it() -> None:
+    assert peer_silent_after_s(step_s=0.0) < process_frozen_after_s() <= MOST_LOST_S
+    assert stream_bounds(Slo(), step_s=0.1, gap_s=1.5).lost_after_s < process_frozen_after_s()
 
 
 @given(tpot_s=SECONDS, step_s=SECONDS, gap_s=SECONDS)
