@@ -317,13 +317,17 @@ class GatewayWorld(HandoffWorld):
         else:
             self.counts["lost_message"] += 1
 
+    def asker(self) -> tuple[GatewayId, Incarnation]:
+        """Whom a probe makes the owner."""
+        return GatewayId("g"), Incarnation("i")
+
     def worker_hears(self, node: Node) -> None:
         _, message = self.mail[node.worker].to_worker.popleft()
         match message:
             case Cancel():
                 node.core.on_cancel(message, self.now)
             case Question(dispatch=None, items=items):
-                entries = tuple(node.core.on_replay(items))
+                entries = tuple(node.core.on_replay(items, *self.asker()))
                 self.say(node.worker, Answer(question=message, entries=entries, incarnation=str(self.incarnations[node.worker])))
             case Question(dispatch=dispatch):
                 assert dispatch is not None

@@ -1,5 +1,5 @@
 """Laws of a gateway above real workers, in any schedule: with a broker that delays and loses, workers that die or freeze,
-connections that break, clients that leave.
+connections that break, clients that leave; and a second gateway that takes requests over at any point.
 
 The world asserts while it runs: tokens as alone, gapless, once, with their own scores; one end per request, with a cause
 where it failed; one probe at a time; no loop of dispatches. At the end no worker holds anything.
@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.adoption_world import AdoptionWorld
 from tests.gateway_world import CALM, Faults, GatewayWorld
 
 EVENTS = 400
 NEW_REQUESTS = 0.03
+TAKE_OVERS = 0.03
 WEATHERS = {
     "calm": CALM,
     "clients leave": Faults(cancels=0.02, deadlines=True),
@@ -78,6 +80,36 @@ def test_workers_that_leave_cost_no_request_and_nobody_is_taken_for_lost(seed: i
     counters = world.core.counters
     assert counters["workers_lost"] == counters["suspects_announced"] == counters["requests_poisoned"] == 0
     assert {kind for kind in world.counts if kind.startswith("failed_")} <= {"failed_overloaded"}
+
+
+@pytest.mark.parametrize("faults", [CALM, WEATHERS["storm"]], ids=["calm", "storm"])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_whoever_takes_requests_over_ends_them_and_the_first_gateway_loses_cleanly(faults: Faults, seed: int) -> None:
+    run_adoptions(seed, faults)
+
+
+def run_adoptions(seed: int, faults: Faults) -> AdoptionWorld:
+    random = Random(seed)
+    world = AdoptionWorld(random, workers=2 + seed % 2, faults=faults)
+    for _ in range(EVENTS):
+        if random.random() < NEW_REQUESTS:
+            world.start_request()
+        if random.random() < TAKE_OVERS:
+            world.take_over()
+        world.do_something()
+    world.finish()
+    return world
+
+
+def test_the_adoptions_reach_what_they_are_for() -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(30):
+        world = run_adoptions(seed, WEATHERS["storm"] if seed % 2 else CALM)
+        seen.update(world.counts)
+        seen.update(world.core.counters)
+    for what in ("taken_over", "compare_and_set_lost", "dropped", "told", "adopted"):
+        assert seen[what], f"no schedule has {what}"
 
 
 def test_the_schedules_reach_what_they_are_for() -> None:
