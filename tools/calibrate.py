@@ -12,11 +12,13 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.engine.model_cache import default_cache_dir
 from common.policy.calibration import Calibration
 from common.runtime.calibration_file import calibration_json, calibration_path, save_calibration
+from common.runtime.core_claims import by_preference, hardware_siblings, own_cores, plan_cores
 from common.runtime.settings import WorkerSettings
 from common.runtime.settings_parse import parse_worker_settings
 from common.values.errors import SegueError, SettingsError
@@ -27,6 +29,7 @@ from tools.calibration.progress_line import ProgressLine
 from tools.calibration.report import calibration_report
 from tools.command import version
 
+SERVED_WORKERS = 2
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -60,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 def _of_engine(given: argparse.Namespace, settings: WorkerSettings) -> Calibration:
     if not given.seconds > 0.0:
         raise SettingsError("--seconds is above 0")
+    settings = _on_worker_cores(settings)
     if settings.cores is not None:
         os.sched_setaffinity(0, settings.cores)
     from tools.calibration.engine_run import calibrate_engine  # loads torch, which should see these cores only
@@ -78,6 +82,14 @@ def _of_engine(given: argparse.Namespace, settings: WorkerSettings) -> Calibrati
         )
     finally:
         bar.clear()
+
+
+def _on_worker_cores(settings: WorkerSettings) -> WorkerSettings:
+    """Those that `segue serve` would give to one of its usual two workers, unless cores or threads are named."""
+    if settings.cores is not None or settings.threads is not None:
+        return settings
+    plan = plan_cores(by_preference(own_cores(), hardware_siblings), workers=SERVED_WORKERS)
+    return replace(settings, cores=plan.workers[0])
 
 
 def _of_endpoint(options: EndpointOptions) -> Calibration | None:
