@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nats import errors
-from nats.aio.msg import Msg
 from nats.nuid import NUID
 
 from common.adapters.nats_connection import CLOSE_TIMEOUT_S, NatsConnection, NatsSubscription
@@ -121,13 +120,13 @@ class NatsBroker:
     async def subscribe(self, subject: str, handler: Callable[[Message], None]) -> NatsSubscription:
         """Raises BrokerUnavailable, leaving nothing behind, where the server refuses it or does not confirm it."""
 
-        def handle(message: Msg) -> None:
+        def handle(came_on: str, payload: bytes, reply: str, status: str | None) -> None:
             self._counts["delivered"] += 1
             try:
-                handler(_NatsMessage(self, message.subject, message.data, message.reply))
+                handler(_NatsMessage(self, came_on, payload, reply))
             except Exception:
                 self._counts["handler_errors"] += 1
-                logger.exception("broker_handler_failed", extra={"fields": {"subject": message.subject}})
+                logger.exception("broker_handler_failed", extra={"fields": {"subject": came_on}})
 
         subscription = self._connection.add(subject, handle)
         try:
@@ -188,9 +187,8 @@ class NatsBroker:
         self._outbox.put(message)
         self._counts["published"] += 1
 
-    def _take_reply(self, message: Msg) -> None:
-        nobody_listens = (message.headers or {}).get("Status") == NO_RESPONDERS_STATUS
-        self._waiters.answer(message.subject, None if nobody_listens else message.data)
+    def _take_reply(self, subject: str, payload: bytes, reply: str, status: str | None) -> None:
+        self._waiters.answer(subject, None if status == NO_RESPONDERS_STATUS else payload)
 
     def _take_state(self, online: bool) -> None:
         if not online:
