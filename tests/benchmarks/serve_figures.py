@@ -84,7 +84,7 @@ async def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     own, flags = parser.parse_known_args()
     began = time.perf_counter()
-    async with serving(*flags) as running, httpx.AsyncClient(timeout=300) as client:
+    async with serving("--placement", "split", *flags) as running, httpx.AsyncClient(timeout=300) as client:
         await running.until("segue: ready at")
         ready_s = time.perf_counter() - began
         await measure(running.url, client, 256, 8, 2)

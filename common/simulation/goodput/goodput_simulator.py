@@ -5,15 +5,25 @@ that arrive, step boundaries, each by number: a run with every step as an event 
 """
 
 import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from common.policy.admission import DecodeOutlook, PrefillOutlook, Refused, ServedLate, decide_admission
+from common.policy.admission import Refused, ServedLate, decide_admission
 from common.policy.fair_share import FADES_S, Fading, FairShare
-from common.policy.free_placement import StayQuestion, chooses_beside, prefill_beside, stays
+from common.policy.free_placement import StreamLoad
 from common.policy.output_length import OutputLengths
-from common.policy.placement import choose_site, decode_cost_s, prefill_cost_s
+from common.policy.placement import choose_site
+from common.policy.site_questions import (
+    PlacedRequest,
+    decode_outlook,
+    goes_beside,
+    prefill_outlook,
+    prompt_seconds,
+    stays_here,
+    stream_seconds,
+)
 from common.simulation.goodput.deployment import UNBOUNDED, Deployment
 from common.simulation.goodput.flight import Arrival, Flight
 from common.simulation.goodput.mixing_worker import MixingWorker
@@ -26,8 +36,6 @@ from common.values.worker import Role
 LOOK, PROMPTS_DONE, HANDED_OVER, BOUNDARY = 0, 1, 2, 3
 LONGEST_OUTPUT = 1 << 20
 """A prediction may not look at what a request will make."""
-BUSY = 0.8
-"""From this share of their time on that prompts want, prefill workers keep no streams."""
 
 Worker = PrefillWorker | MixingWorker
 
@@ -222,24 +230,25 @@ class GoodputSimulator:
 
     def _prompt_cost_s(self, worker: Worker, flight: Flight, cached: int, now: float) -> float:
         tokens = flight.arrival.prompt_tokens
-        if isinstance(worker, PrefillWorker):
-            transfer_s = self._deployment.transfer.seconds(tokens)
-            queue_s = worker.queue_s(flight, now)
-            return prefill_cost_s(
-                self._time.prefill, queue_s=queue_s, prompt_tokens=tokens, cached_tokens=cached, transfer_s=transfer_s
-            )
-        load = worker.load_at(now, flight)
-        return prefill_beside(self._time, load, tokens=tokens - cached, past=cached, step_tokens=worker.step_tokens).ttft_s
+        if isinstance(worker, MixingWorker):
+            load = worker.load_at(now, flight)
+            return prompt_seconds(self._time, load, tokens=tokens, cached=cached, step_tokens=worker.step_tokens, mixes=True)
+        load = StreamLoad(sequences=0, kv_tokens=0.0, slack_s=math.inf, queue_s=worker.queue_s(flight, now))
+        transfer_s = self._deployment.transfer.seconds(tokens)
+        return prompt_seconds(self._time, load, tokens=tokens, cached=cached, step_tokens=1, mixes=False, transfer_s=transfer_s)
 
     def _goes_beside(self, flight: Flight, elsewhere_s: float, now: float) -> bool:
         """Free placement: prefilled on the worker that will decode it."""
         worker = self._best_decode(flight, now)
-        load = worker.load_with_slack(now, flight)
-        tokens = flight.arrival.prompt_tokens
-        beside = prefill_beside(self._time, load, tokens=tokens, past=0, step_tokens=worker.step_tokens)
-        objective_s = flight.objectives.ttft_for(flight.unloaded_s)
-        fits = tokens + self._predicted_output(flight) <= worker.room_tokens
-        if not chooses_beside(beside, load, elsewhere_s, objective_s, fits=fits):
+        if not goes_beside(
+            self._time,
+            worker.load_with_slack(now, flight),
+            self._placed(flight),
+            cached=0,
+            step_tokens=worker.step_tokens,
+            elsewhere_s=elsewhere_s,
+            room_tokens=worker.room_tokens,
+        ):
             return False
         flight.split = False
         flight.cached_tokens = 0
@@ -251,19 +260,16 @@ class GoodputSimulator:
         worker = self._best_decode(flight, now) if self._decode else self._prompt_sites[0]
         if late is None or not isinstance(worker, MixingWorker):
             return False
-        predicted = self._predicted_output(flight)
-        kv_tokens = worker.kv_tokens_at(now)
-        step_s = self._time.decode.seconds(worker.streams + 1, kv_tokens)
-        share = 1.0 / max(1, len(self._decode) or len(self._prompt_sites))
-        decode = DecodeOutlook(
-            sequences=worker.streams,
-            kv_tokens=kv_tokens,
-            left_s=0.5 * predicted * step_s,
-            joins_per_s=share * self._asked / now if now > 0.0 else 0.0,
+        load = self._streams_at(worker, now)
+        step_s = self._time.decode.seconds(load.sequences + 1, load.kv_tokens)
+        decode = decode_outlook(
+            load,
+            left_s=0.5 * self._predicted_output(flight) * step_s,
+            arrivals_per_s=self._asked / now if now > 0.0 else 0.0,
+            workers=len(self._decode) or len(self._prompt_sites),
         )
         utilisation = self._asked_s / (now * len(self._prompt_sites)) if now > 0.0 else 0.0
-        work_s = min(cost_s, flight.unloaded_s)
-        prefill = PrefillOutlook(queue_s=cost_s - work_s, work_s=work_s, utilisation=utilisation)
+        prefill = prefill_outlook(cost_s, flight.unloaded_s, utilisation=utilisation)
         decision = decide_admission(
             self._time.decode, prefill, decode, flight.objectives, context_tokens=flight.arrival.prompt_tokens, late=late
         )
@@ -272,7 +278,7 @@ class GoodputSimulator:
             return True
         flight.gives_way = isinstance(decision, ServedLate)
         self._asked += 1
-        self._asked_s += work_s
+        self._asked_s += prefill.work_s
         return False
 
     def _pass_boundary(self, worker: MixingWorker, now: float) -> None:
@@ -303,18 +309,16 @@ class GoodputSimulator:
 
     def _stays(self, worker: MixingWorker, flight: Flight, now: float) -> bool:
         there = self._best_decode(flight, now)
-        predicted = self._predicted_output(flight)
-        transfer_s = self._deployment.transfer.seconds(flight.arrival.prompt_tokens)
-        room = worker.room_tokens + flight.arrival.prompt_tokens + flight.arrival.output_tokens
-        question = StayQuestion(
-            tpot_s=flight.objectives.tpot_s,
-            there_tpot_s=self._decode_cost_s(there, flight, predicted, now) + transfer_s / predicted,
-            context_tokens=flight.arrival.prompt_tokens,
-            output_tokens=predicted,
-            room_tokens=room,
-            prompt_slack_s=0.0 if worker.prompts or self._asked_of_prefill(now) > BUSY else flight.objectives.ttft_s,
+        return stays_here(
+            self._time,
+            worker.load_with_slack(now),
+            self._placed(flight),
+            there_s=self._decode_cost_s(there, self._placed(flight), now),
+            transfer_s=self._deployment.transfer.seconds(flight.arrival.prompt_tokens),
+            room_tokens=worker.room_tokens + flight.arrival.prompt_tokens + flight.arrival.output_tokens,
+            prompts_wait=worker.prompts > 0,
+            prompts_asked=self._asked_of_prefill(now),
         )
-        return stays(self._time, worker.load_with_slack(now), question)
 
     def _asked_of_prefill(self, now: float) -> float:
         """The share of the prefill workers' time that prompts have wanted lately."""
@@ -333,25 +337,30 @@ class GoodputSimulator:
         sites = self._decode
         if len(sites) == 1:
             return sites[0]
-        predicted = self._predicted_output(flight)
+        placed = self._placed(flight)
         chosen = choose_site(
             self._policies.decode_rule,
             len(sites),
-            cost=lambda site: self._decode_cost_s(sites[site], flight, predicted, now),
+            cost=lambda site: self._decode_cost_s(sites[site], placed, now),
             waiting=lambda site: sites[site].streams,
             turn=flight.number,
             draws=self._rng,
         )
         return sites[chosen]
 
-    def _decode_cost_s(self, worker: MixingWorker, flight: Flight, predicted: float, now: float) -> float:
-        return decode_cost_s(
-            self._time.decode,
-            sequences=worker.streams,
-            kv_tokens=worker.kv_tokens_at(now),
-            context_tokens=flight.arrival.prompt_tokens,
-            output_tokens=predicted,
-            room_tokens=worker.room_tokens,
+    def _decode_cost_s(self, worker: MixingWorker, placed: PlacedRequest, now: float) -> float:
+        return stream_seconds(self._time, self._streams_at(worker, now), placed, room_tokens=worker.room_tokens)
+
+    def _streams_at(self, worker: MixingWorker, now: float) -> StreamLoad:
+        """Those that wait for room there included."""
+        return StreamLoad(sequences=worker.streams, kv_tokens=worker.kv_tokens_at(now), slack_s=math.inf)
+
+    def _placed(self, flight: Flight) -> PlacedRequest:
+        return PlacedRequest(
+            prompt_tokens=flight.arrival.prompt_tokens,
+            output_tokens=self._predicted_output(flight),
+            ttft_s=flight.objectives.ttft_for(flight.unloaded_s),
+            tpot_s=flight.objectives.tpot_s,
         )
 
     def _predicted_output(self, flight: Flight) -> float:
