@@ -24,7 +24,7 @@ from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
 from common.ports.broker import Message
 from common.ports.kv_transport import KvRegion
-from common.protocol.messages import ChoiceState, Dispatch, decode_dispatch_reply, decode_token_frame, encode, pack_ids
+from common.protocol.messages import ChoiceState, Dispatch, GatewayBeat, decode_dispatch_reply, decode_token_frame, encode, pack_ids
 from common.protocol.subjects import Names
 from common.protocol.token_stream import TokenStream
 from common.runtime.incarnation import make_incarnation
@@ -41,13 +41,14 @@ from tools.eval_engine_run import Continuation, greedy
 if TYPE_CHECKING:
     from common.engine.watched_forward import WatchedModel
 
-PREFILL, DECODE, GATEWAY = WorkerId("prefill"), WorkerId("decode"), GatewayId("eval")
+PREFILL, DECODE, GATEWAY, INCARNATION = WorkerId("prefill"), WorkerId("decode"), GatewayId("eval"), "1"
 _WORKERS: tuple[tuple[WorkerId, Role], ...] = ((PREFILL, "prefill"), (DECODE, "decode"))
 HOST = "127.0.0.1"
 STEP_TOKENS = 256
 READY_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 600.0
 LOGPROBS = 5
+BEAT_S = 1.0
 PATIENCE_S = 300.0
 """An offer waits for room: every sequence is to be moved, however full the other worker is."""
 
@@ -82,7 +83,9 @@ async def running_workers(plan: MeshPlan) -> AsyncIterator["EvalMesh"]:
                 for event in ready:
                     await event.wait()
             await mesh.listen()
+            beating = tasks.create_task(mesh.beat(), name="beat")
             yield mesh
+            beating.cancel()
         finally:
             stop.set()
 
@@ -110,6 +113,12 @@ class EvalMesh:
         if DECODE not in self._services[PREFILL].core.desk.peers:
             raise SegueError("the two workers cannot pair")
         await self._broker.subscribe(self._names.gateway_tokens(GATEWAY), self._on_frame)
+
+    async def beat(self) -> None:
+        """For as long as it asks, as gateways do: workers drop what a silent one had asked for."""
+        while True:
+            self._broker.publish(self._names.gateway_beat(GATEWAY), encode(GatewayBeat(gateway=GATEWAY, incarnation=INCARNATION)))
+            await asyncio.sleep(BEAT_S)
 
     async def start(
         self, worker: WorkerId, role: Role, tasks: asyncio.TaskGroup, closing: AsyncExitStack, stop: asyncio.Event
@@ -192,7 +201,7 @@ class EvalMesh:
             request_id=request_id,
             attempt=1,
             gateway=GATEWAY,
-            incarnation="1",
+            incarnation=INCARNATION,
             model=self._plan.card.model,
             prompt=pack_ids(prompt),
             choices=[ChoiceState(choice=0)],
