@@ -57,7 +57,7 @@ class GatewayAttempts:
             workers,
             outlook,
             Turn(number=self._turns, draws=self._draws),
-            needs_decode=any(len(s.tokens) + 1 < request.sampling.max_tokens for s in request.unfinished()),
+            needs_decode=_needs_decode_worker(request),
             rules=self._rules,
             avoid=request.avoid | self._ledger.registry.silent(self._ledger.slo, now),
             prompts_asked=service.prompts_asked(request.model, workers, now),
@@ -215,3 +215,11 @@ class GatewayAttempts:
             self._wait(request, now, error, retry_s=FULL_RETRY_S)
         else:
             self.fail(request, error, now)
+
+
+def _needs_decode_worker(request: GatewayRequest) -> bool:
+    """Choices of a request that has lost a worker stay together: whatever they do, they take down one worker an attempt."""
+    unfinished = request.unfinished()
+    if request.suspicion.losses and len(unfinished) > 1:
+        return False
+    return any(len(s.tokens) + 1 < request.sampling.max_tokens for s in unfinished)

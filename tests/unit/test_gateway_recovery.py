@@ -360,3 +360,20 @@ def test_a_running_request_does_not_wait_for_room_forever() -> None:
     assert isinstance(d.error(), Overloaded)
     assert PATIENCE_S < now < PATIENCE_S + 1.0
     assert most <= 1 + 3 * PATIENCE_S / FULL_RETRY_S
+
+
+@pytest.mark.parametrize(("choices", "decode_workers"), [(1, ["d", "d"]), (2, ["d", None])])
+def test_choices_of_a_request_that_lost_a_worker_stay_together(choices: int, decode_workers: list[str | None]) -> None:
+    """So that they take down one more at most, which announced them."""
+    d = Driver()
+    for prefill in ("p", "q"):
+        d.know(prefill, role="prefill", peers=("d",))
+    d.know("d", role="decode", peers=("p", "q"))
+    d.start(choices=choices)
+    d.answer("p", "accepted")
+    d.know("q", 1.9, role="prefill", peers=("d",))
+    d.know("d", 1.9, role="decode", peers=("p", "q"))
+    d.silent_probes("p", 1, now=2.0)
+    dispatched = [effect.dispatch for effect in d.log if isinstance(effect, SendDispatch)]
+    dispatched += [effect.dispatch for effect in d.take() if isinstance(effect, SendDispatch)]
+    assert [dispatch.decode_worker for dispatch in dispatched] == decode_workers
