@@ -46,7 +46,7 @@ class GatewayStreams:
             self._ledger.emit(Deliver(request_id=request.request_id, choice=choice, new=fresh))
         if overdue:
             self._attempts.fail(request, deadline_passed(), now)
-        elif not request.unfinished():
+        elif stream.ended and not request.unfinished():
             self._attempts.end(request, None, now)
 
     def follow(self, request: GatewayRequest, choice: int, worker: WorkerId, target: WorkerId) -> None:

@@ -8,7 +8,8 @@ Ticket = NewType("Ticket", int)
 
 
 class StepEngine(Protocol):
-    """Steps run one after another in a thread of their own, in the order of submission; the caller's loop never computes.
+    """Steps run one after another in the order of submission: in a thread of their own, so that the caller's loop never
+    computes, or on the loop where they take no time.
 
     A fault of one row is reported in that row's result. `result` raises only when the engine itself is broken.
     """

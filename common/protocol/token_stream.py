@@ -122,13 +122,7 @@ class TokenStream:
         known = self.next_index - new.first
         if known > len(new.tokens) or (known == len(new.tokens) and new.ending is None):
             return []
-        fresh = NewTokens(
-            first=self.next_index,
-            tokens=new.tokens[known:],
-            logprobs=new.logprobs[known:],
-            prompt_logprobs=new.prompt_logprobs if known == 0 else None,
-            ending=new.ending,
-        )
+        fresh = new if known == 0 else _rest(new, known)
         self.tokens.extend(fresh.tokens)
         if fresh.ending is not None:
             self._end()
@@ -143,3 +137,13 @@ class TokenStream:
         if following is None:
             raise InvariantBroken(f"{event} in a stream that has {self.state.value}")
         self.state = following
+
+
+def _rest(new: NewTokens, known: int) -> NewTokens:
+    """Without its first `known` tokens."""
+    return NewTokens(
+        first=new.first + known,
+        tokens=new.tokens[known:],
+        logprobs=new.logprobs[known:],
+        ending=new.ending,
+    )

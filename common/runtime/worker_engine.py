@@ -10,6 +10,7 @@ from common.engine.auto_dtype import DtypeQuestion, auto_dtype
 from common.engine.check_stamp import stamp_path
 from common.engine.dtype_choice import DtypeChoice
 from common.engine.host_memory import available_memory_bytes, shared_memory_bytes
+from common.engine.inline_steps import InlineSteps
 from common.engine.memory_plan import MemoryPlan, MemoryRequest, kv_layout, plan_memory
 from common.engine.model_cache import default_cache_dir
 from common.engine.model_card import model_card, model_key
@@ -152,7 +153,9 @@ def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRe
             per_decode_row=settings.synthetic_decode_row_s,
         )
         marked = region if settings.synthetic_checks else None
-        return StepThread(SyntheticExecutor(vocab_size=model.card.vocab_size, region=marked, times=times), threads=threads)
+        executor = SyntheticExecutor(vocab_size=model.card.vocab_size, region=marked, times=times)
+        takes_time = times != StepTimes() or settings.synthetic_checks
+        return StepThread(executor, threads=threads) if takes_time else InlineSteps(executor)
     from common.engine.load_model import load_model
     from common.engine.paged_attention import PAGED_ATTENTION, register_paged_attention
     from common.engine.torch_step import build_torch_executor
@@ -170,7 +173,7 @@ def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRe
     )
     if not stamp.exists():
         progress("checking the model (once on this host)", None)
-    executor = build_torch_executor(
+    torch_executor = build_torch_executor(
         loaded,
         model.layout,
         region.blocks_address,
@@ -184,7 +187,7 @@ def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRe
     )
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.touch()
-    return StepThread(executor, threads=threads)
+    return StepThread(torch_executor, threads=threads)
 
 
 async def warm_up(step_engine: StepEngine, model: WorkerModel) -> None:
