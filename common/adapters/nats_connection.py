@@ -31,6 +31,8 @@ RECONNECT_WAIT_S = 0.2
 SERVER_PING_INTERVAL_S = 5
 CLOSE_TIMEOUT_S = 2.0
 MAX_REASONS = 8
+TURN_BYTES = 16 << 10
+"""Of messages handled in one go: whoever shares the loop (a write to the store, a client's request) gets its turn after that."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ Handle = Callable[[str, bytes, str, str | None], None]
 
 
 class _Client(Client):
+    _handled_bytes = 0
+
     def _connect_command(self) -> bytes:
         """No CONNECT, which holds the password, in plain text to a server that was named by a `tls://` URL."""
         server = self._current_server
@@ -52,6 +56,10 @@ class _Client(Client):
         ours = None if native is None or headers else getattr(native._cb, "__self__", None)
         if isinstance(ours, NatsSubscription):
             ours.take(subject.decode(), data, reply.decode())
+            self._handled_bytes += len(data)
+            if self._handled_bytes > TURN_BYTES:
+                self._handled_bytes = 0
+                await asyncio.sleep(0)
         else:
             await super()._process_msg(sid, subject, reply, data, headers)
 

@@ -20,7 +20,7 @@ from common.adapters.tls_context import client_context
 from common.values.errors import SettingsError
 from common.values.server_access import TlsFiles
 
-MAX_CONNECTIONS = 16
+MAX_CONNECTIONS = 64
 """At once; further operations wait for one, within their time-out."""
 SENTINEL_SCHEMES = ("sentinel", "sentinels")
 
