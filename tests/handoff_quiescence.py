@@ -40,7 +40,7 @@ def finish(world: HandoffWorld) -> None:
     for node in world.nodes.values():
         assert node.core.idle
         assert node.pool.held == 0
-        assert node.core.desk.offers_queued == 0
+        assert node.core.desk.receiving.offers_queued == 0
         assert not node.grants, "a grant outlives its hand-off"
 
 

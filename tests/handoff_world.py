@@ -243,7 +243,7 @@ class HandoffWorld:
         if node.step.busy:
             node.core.on_step(node.step.perform(), self.now)
         else:
-            plan = node.core.plan()
+            plan = node.core.plan(self.now)
             if plan is not None:
                 self.counts["steps"] += 1
                 node.step.submit(plan)

@@ -162,6 +162,7 @@ class RunningWorker:
                 max_model_len=self.card.max_model_len, vocab_size=self.card.vocab_size, offer_patience_s=0.5, model=self.card.model
             ),
             make_reservation=lambda: ReservationId(secrets.token_bytes(16)),
+            role=self.role,
         )
         identity = WorkerIdentity(
             worker=WorkerId(self.name),

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from random import Random
 
 from common.mesh.engine_values import BlocksFilled, EngineEvent, FilledBlock, Landing, Preempted, SequenceJob, TokensMade
-from common.mesh.sequence import Phase
+from common.mesh.sequence import Stamps
 from common.mesh.sequence_engine import SequenceEngine
+from common.mesh.sequence_life import Phase
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
 from common.simulation.shadow_kv import EOS, FAULTY_SEED, ShadowKv, ShadowStep, chain, logprob_of, reference
@@ -74,6 +75,7 @@ class Driver:
         self.seals: list[Seal] = []
         self.abandoned: list[tuple[int, Landing, dict[int, int]]] = []
         self.number = 0
+        self.now = 0.0
 
     def do_something(self) -> None:
         """One event of those that can happen now; steps more often than others."""
@@ -125,7 +127,7 @@ class Driver:
     def submit(self) -> None:
         job, run = self.draw_job(imported=False)
         waiting = self.engine.load().waiting
-        verdict = self.engine.submit(job)
+        verdict = self.engine.submit(job, self.now)
         positions = min(len(job.prompt) + job.sampling.max_tokens, MAX_MODEL_LEN)
         if -(-positions // BLOCK) > self.pool.total:
             assert verdict == "never_fits"
@@ -169,7 +171,7 @@ class Driver:
         if len(run.tokens) == len(run.expected) and run.expected_ending.reason != "error":
             self.forget(run)  # its sender would have ended it
             return
-        self.engine.activate(job.key, run.tokens, good_positions=good)
+        self.engine.activate(job.key, run.tokens, good_positions=good, stamps=Stamps(came_at=self.now))
 
     def abandon(self) -> None:
         run = self.random.choice(self.landings())
@@ -214,7 +216,7 @@ class Driver:
         self.do_plan()
 
     def do_plan(self) -> bool:
-        plan = self.engine.plan()
+        plan = self.engine.plan(self.now)
         if plan is None:
             return False
         assert plan.rows
@@ -226,7 +228,7 @@ class Driver:
         self.do_complete()
 
     def do_complete(self) -> None:
-        for event in self.engine.complete(self.step.perform()):
+        for event in self.engine.complete(self.step.perform(), self.now):
             self.take(event)
 
     def take(self, event: EngineEvent) -> None:

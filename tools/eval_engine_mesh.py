@@ -110,7 +110,7 @@ class EvalMesh:
         return self._services[PREFILL].core.desk.counters.settled["moved"]
 
     async def listen(self) -> None:
-        if DECODE not in self._services[PREFILL].core.desk.peers:
+        if DECODE not in self._services[PREFILL].core.desk.post.peers:
             raise SegueError("the two workers cannot pair")
         await self._broker.subscribe(self._names.gateway_tokens(GATEWAY), self._on_frame)
 

@@ -1,11 +1,25 @@
 """What goes into a sequence engine and what comes out: the values of the outer engine port."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from common.protocol.messages import StageSeconds
 from common.values.ids import SequenceKey
 from common.values.sampling import SamplingParameters
 from common.values.tokens import NewTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What a sequence's work is ordered by; what it makes never depends on it. `deadline` of its first token, on this worker's
+    clock; `tpot_s` of its later ones, None where nothing was promised. `expected_tokens`: predicted length of its answer."""
+
+    deadline: float = math.inf
+    tpot_s: float | None = None
+    best_effort: bool = False
+    gives_way: bool = False
+    expected_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +39,7 @@ class SequenceJob:
     hand_off: bool = False
     after: SequenceKey | None = None
     suspect: bool = False
+    promise: Promise = Promise()
 
 
 Verdict = Literal["accepted", "full", "never_fits"]
@@ -40,10 +55,11 @@ class Landing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensMade:
-    """New tokens, or an ending without one (a fault)."""
+    """New tokens, or an ending without one (a fault). `stages` with the first one that this engine made of the sequence."""
 
     key: SequenceKey
     new: NewTokens
+    stages: StageSeconds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +107,15 @@ class EngineLoad:
     preemptions: int
     prefix_hit_tokens: int
     computed_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePace:
+    """How busy an engine is, in the units that placement is decided in; `common.values.worker.WorkerSnapshot` says what each is."""
+
+    prefill_queue_s: float
+    decoding: int
+    decoding_kv_tokens: int
+    stream_slack_s: float | None
+    tokens_left: float
+    reserved_tokens_free: int

@@ -11,7 +11,7 @@ from common.policy.routing import decode_wait
 from common.policy.worker_outlook import PendingLoad
 from common.protocol.messages import Snapshot
 from common.values.ids import WorkerId
-from common.values.worker import WorkerSnapshot
+from common.values.worker import Role, WorkerSnapshot
 
 
 class Evacuation:
@@ -42,9 +42,15 @@ class Evacuation:
     def has_somewhere_to_go(self) -> bool:
         return any(True for _ in self._ready())
 
-    def target(self, joined: Collection[WorkerId], tried: Collection[WorkerId]) -> WorkerId | None:
-        """The least loaded peer that can take a running sequence, one that decodes by its role first."""
-        peers = [s for s in self._ready() if s.worker in joined and s.worker not in tried]
+    def role_is_served(self, role: Role) -> bool:
+        """Whether another worker has that role, by itself or among others."""
+        return any(s.role in (role, "both") for s in self._ready())
+
+    def target(self, joined: Collection[WorkerId], tried: Collection[WorkerId], role: Role | None = None) -> WorkerId | None:
+        """The least loaded peer that can take a running sequence: one that has the `role`, or any, one that decodes first."""
+        peers = [s for s in self._ready() if s.worker in joined and s.worker not in tried and role in (None, s.role)]
+        if role is not None and not peers:
+            peers = [s for s in self._ready() if s.worker in joined and s.worker not in tried and s.role == "both"]
         if not peers:
             return None
         chosen = min(peers, key=lambda s: (s.role == "prefill", decode_wait(s, self._others.pending), s.worker)).worker

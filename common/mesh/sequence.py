@@ -1,21 +1,30 @@
 """The record of one sequence inside the engine."""
 
+import math
 from dataclasses import dataclass, field
-from enum import Enum
 
 from common.mesh.engine_values import SequenceJob
+from common.mesh.sequence_life import TRANSITIONS, LifeEvent, Phase
 from common.policy.block_hash import BlockHash
+from common.values.errors import InvariantBroken
 from common.values.tokens import PositionLogprobs
 
+PATIENCE_S = 30.0
+"""The objective of a prompt that names none: so it has its turn among those that do."""
 
-class Phase(Enum):
-    """WAITING: no blocks, in the queue. RUNNING: has blocks, takes part in steps. HELD: prompt and first token are done,
-    a hand-off decides. LANDING: blocks are being imported."""
 
-    WAITING = "waiting"
-    RUNNING = "running"
-    HELD = "held"
-    LANDING = "landing"
+@dataclass(slots=True, kw_only=True)
+class Stamps:
+    """Moments of a sequence on this worker's clock. `came_at`: queued, or activated after an import; `begun_at`: its first row
+    was planned; both are `told` with the first token that is made here. A stream is measured against its TPOT objective from
+    `paced_from` on, when it had `paced_tokens` new tokens."""
+
+    came_at: float
+    begun_at: float | None = None
+    told: bool = False
+    transfer_s: float | None = None
+    paced_from: float | None = None
+    paced_tokens: int = 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -31,6 +40,9 @@ class Sequence:
     positions from `computed` up to `planned`.
 
     `suspect` until its next token: it was recovered from a lost worker. While it is `barred` it takes part in no step.
+
+    `begun` rises with the order in which prompts were begun; `passed_over` counts steps in a row that went to an urgent prompt
+    while this one stood between two chunks.
     """
 
     job: SequenceJob
@@ -38,6 +50,7 @@ class Sequence:
     handle: int
     tokens: list[int]
     root: BlockHash
+    stamps: Stamps
     phase: Phase = Phase.WAITING
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -51,10 +64,26 @@ class Sequence:
     preempted: bool = False
     pins: int = 0
     keep_when_unpinned: bool = False
-    released: bool = False
     suspect: bool = False
     barred: bool = False
+    begun: int = 0
+    passed_over: int = 0
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
+
+    def step(self, event: LifeEvent) -> None:
+        following = TRANSITIONS[self.phase].get(event)
+        if following is None:
+            raise InvariantBroken(f"{event} of {self.job.key}, which is {self.phase}")
+        self.phase = following
+
+    @property
+    def released(self) -> bool:
+        return self.phase is Phase.RELEASED
+
+    @property
+    def at_rest(self) -> bool:
+        """No step and nobody outside works on its blocks."""
+        return not self.in_flight and not self.pins
 
     @property
     def prompt_length(self) -> int:
@@ -75,6 +104,30 @@ class Sequence:
         return len(self.tokens) + self.samples_in_flight - self.planned
 
     @property
+    def deadline(self) -> float:
+        """Of its first token."""
+        deadline = self.job.promise.deadline
+        return deadline if math.isfinite(deadline) else self.stamps.came_at + PATIENCE_S
+
+    @property
+    def goes_first(self) -> bool:
+        """Before all prompts: a stream that a client waits for in its middle, or one that a lost worker has delayed already."""
+        return self.new_tokens > 0 or self.suspect or self.preempted
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Asked for, and not yet delivered with the first token."""
         return self.job.sampling.prompt_logprobs is not None and self.job.key.choice == 0 and self.new_tokens == 0
+
+    @property
+    def is_protected(self) -> bool:
+        """Its blocks are written in a step, worked on outside, or offered to a peer."""
+        return not self.at_rest or (self.job.hand_off and self.reported > 0)
+
+    def check_invariants(self) -> None:
+        if self.phase is Phase.WAITING and (self.blocks or self.in_flight):
+            raise InvariantBroken(f"{self.job.key} waits, and holds blocks or takes part in a step")
+        if self.phase is Phase.HELD and (not self.job.hand_off or self.in_flight) and not self.keep_when_unpinned:
+            raise InvariantBroken(f"{self.job.key} is held for no hand-off, or computed while it is held")
+        if self.phase is not Phase.WAITING and self.computed > len(self.tokens):
+            raise InvariantBroken(f"{self.job.key} has computed more than it has tokens for")

@@ -6,40 +6,36 @@ step engine), so that nothing of ours stands between two steps; a prompt that wa
 runs this class with step times instead of a StepEngine.
 """
 
-from bisect import insort
 from collections import deque
-from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
-from common.mesh.engine_values import (
-    BlocksFilled,
-    EngineEvent,
-    EngineLoad,
-    FilledBlock,
-    Landing,
-    Preempted,
-    SequenceJob,
-    TokensMade,
-    Verdict,
-)
-from common.mesh.sequence import Phase, Sequence
-from common.policy.batching import StepLimits, share_budget
-from common.policy.block_hash import extend_hashes, root_hash
+from common.mesh.engine_load import blocks_owned, leased_blocks, pace
+from common.mesh.engine_values import EngineEvent, EngineLoad, EnginePace, Landing, Preempted, SequenceJob, Verdict
+from common.mesh.sequence import Sequence, Stamps
+from common.mesh.sequence_blocks import SequenceBlocks, victim_among
+from common.mesh.sequence_life import Phase
+from common.mesh.step_outcome import StepOutcome
+from common.mesh.step_share import StepShare
+from common.mesh.step_speed import StepSpeed
+from common.mesh.waiting_line import WaitingLine
+from common.policy.batching import StepLimits
+from common.policy.block_hash import root_hash
 from common.policy.block_pool import BlockPool
-from common.policy.preemption import Candidate, choose_victim
+from common.policy.prefill_queue import PrefillOrder
 from common.policy.prefix_log import PrefixLog
+from common.policy.step_time import UNKNOWN_STEP_TIME, StepTime
 from common.values.errors import InvariantBroken
 from common.values.ids import SequenceKey
 from common.values.kv_layout import Fingerprint
-from common.values.step import RowResult, SequenceStart, StepPlan, StepResult, StepRow
-from common.values.tokens import Ending, NewTokens
+from common.values.step import SequenceStart, StepPlan, StepResult, StepRow
 
 STEPS_AHEAD = 2
 
 
 class SequenceEngine:
-    """`max_waiting` bounds the queue; `eos_token_ids` end a sequence unless its sampling ignores them."""
+    """`max_waiting` bounds the queue; `eos_token_ids` end a sequence unless its sampling ignores them. `order` is that of
+    prompts that wait."""
 
     def __init__(
         self,
@@ -50,78 +46,86 @@ class SequenceEngine:
         max_model_len: int,
         eos_token_ids: tuple[int, ...],
         max_waiting: int = 1024,
+        order: PrefillOrder = "feasible_first",
     ) -> None:
         self._fingerprint = fingerprint
-        self._layout = fingerprint.layout
-        self._pool = pool
+        self._blocks = SequenceBlocks(pool, fingerprint.layout, max_model_len)
         self._limits = limits
         self._max_model_len = max_model_len
-        self._eos = frozenset(eos_token_ids)
+        self._eos_token_ids = tuple(sorted(eos_token_ids))
         self._max_waiting = max_waiting
         self._sequences: dict[SequenceKey, Sequence] = {}
-        self._waiting: list[Sequence] = []
+        self._line = WaitingLine(order, limits.max_tokens, self._must_wait_for_leader)
+        self._share = StepShare(
+            self._line,
+            limits,
+            start=self._start,
+            has_blocks=self._blocks.has_room_for,
+            wanted=self._wanted,
+            interrupts=order in ("feasible_first", "edf"),
+        )
+        self._outcome = StepOutcome(self._blocks, frozenset(eos_token_ids), max_model_len)
+        self._speed: StepSpeed | None = None
         self._abandoned: dict[int, Sequence] = {}
         self._pinned: dict[int, Sequence] = {}
         self._ends: list[int] = []
         self._under_way: deque[tuple[StepPlan, list[Sequence]]] = deque()
-        self._handles = 0
-        self._steps = 0
+        self._handles = self._steps = 0
         self._preempted_since: list[Preempted] = []
-        self._preemptions = self._prefix_hit_tokens = self._computed_tokens = 0
+        self._preemptions = self._computed_tokens = 0
 
     # ------------------------------------------------------------------ commands
 
     def has_room_to_queue(self, sequences: int) -> bool:
-        return len(self._waiting) + sequences <= self._max_waiting
+        return len(self._line) + sequences <= self._max_waiting
 
     def can_ever_fit(self, prompt_tokens: int, max_tokens: int) -> bool:
         """Whether a sequence of that size could run to its end in an empty pool."""
         positions = min(prompt_tokens + max_tokens, self._max_model_len)
-        return self._layout.blocks_for(positions) <= self._pool.total
+        return self._blocks.layout.blocks_for(positions) <= self._blocks.pool.total
 
-    def submit(self, job: SequenceJob) -> Verdict:
+    def start_from(self, time: StepTime) -> None:
+        """What steps take here, as far as it is known before any was run; the steps that are run correct it."""
+        self._speed = StepSpeed(time)
+        self._line.learn(time.prefill)
+
+    def submit(self, job: SequenceJob, now: float) -> Verdict:
         """Queue a sequence. `full`: the queue is at its bound. `never_fits`: not even in an empty pool."""
         if job.key in self._sequences:
             raise InvariantBroken(f"{job.key} is here already")
         if not self.can_ever_fit(len(job.prompt), job.sampling.max_tokens):
             return "never_fits"
-        if len(self._waiting) >= self._max_waiting:
+        if len(self._line) >= self._max_waiting:
             return "full"
-        sequence = self._make(job)
-        self._enqueue(sequence)
+        sequence = self._make(job, now, Phase.WAITING)
+        self._sequences[job.key] = sequence
+        self._line.push(sequence, self._blocks.known_tokens(sequence))
         return "accepted"
 
     def reserve(self, job: SequenceJob, positions: int) -> Landing | None:
         """Take blocks for `positions` imported positions plus one block to decode into; pin what is known already.
 
         None where there is no room now, or where what was preempted waits for it. The sequence is then nobody's victim
-        until `activate` or `release`.
+        until `activate` or `release`; its stamps come with the former.
         """
         if job.key in self._sequences:
             raise InvariantBroken(f"{job.key} is here already")
-        if len(self._active()) >= self._limits.max_sequences or any(s.preempted for s in self._waiting):
+        if len(self._active()) >= self._limits.max_sequences or any(s.preempted for s in self._line):
             return None
-        sequence = self._make(job)
-        known = self._known_prefix(sequence, positions)
-        needed = min(self._layout.blocks_for(positions) + 1, self._pool.total) - len(known)
-        if self._pool.evictable_outside(known) < needed:
+        sequence = self._make(job, 0.0, Phase.LANDING)
+        if not self._blocks.reserve(sequence, positions):
             return None
-        self._pool.share(known)
-        sequence.blocks = known + self._pool.allocate(needed)
-        sequence.named = len(known)
-        sequence.phase = Phase.LANDING
         self._sequences[job.key] = sequence
-        return Landing(first_block=len(known), blocks=tuple(sequence.blocks))
+        return Landing(first_block=sequence.named, blocks=tuple(sequence.blocks))
 
-    def activate(self, key: SequenceKey, given: Seq[int], *, good_positions: int) -> None:
+    def activate(self, key: SequenceKey, given: Seq[int], *, good_positions: int, stamps: Stamps) -> None:
         """The import is over: `given` are all new tokens so far; positions from `good_positions` on are computed here."""
         sequence = self._sequences[key]
-        if sequence.phase is not Phase.LANDING:
-            raise InvariantBroken(f"activate of {key}, which is {sequence.phase}")
+        sequence.step("activate")
         sequence.tokens = [*sequence.job.prompt, *given]
         sequence.computed = sequence.planned = min(good_positions, len(sequence.tokens) - 1)
-        sequence.phase = Phase.RUNNING
-        self._name_full_blocks(sequence)
+        sequence.stamps = stamps
+        self._blocks.name_full(sequence)
 
     def hand_over(self, key: SequenceKey) -> None:
         """Let a running sequence stop after its next token, with its blocks final, as if it had come to be handed off."""
@@ -132,11 +136,11 @@ class SequenceEngine:
     def keep(self, key: SequenceKey) -> None:
         """The hand-off came to nothing: decode here."""
         sequence = self._sequences[key]
-        sequence.job = _without_hand_off(sequence.job)
+        sequence.job = replace(sequence.job, hand_off=False)
         if sequence.phase is Phase.HELD and sequence.pins:
             sequence.keep_when_unpinned = True
         elif sequence.phase is Phase.HELD:
-            sequence.phase = Phase.RUNNING
+            sequence.step("keep")
 
     def release(self, key: SequenceKey) -> None:
         """Forget a sequence, whatever it does now; its full blocks stay as cache. Unknown keys are ignored."""
@@ -144,11 +148,10 @@ class SequenceEngine:
         if sequence is None:
             return
         if sequence.phase is Phase.WAITING:
-            self._waiting.remove(sequence)
+            self._line.remove(sequence)
         self._preempted_since = [event for event in self._preempted_since if event.key != key]
-        sequence.released = True
-        if not sequence.in_flight and not sequence.pins:
-            self._free(sequence)
+        sequence.step("release")
+        self._free_at_rest(sequence)
 
     def pin(self, key: SequenceKey) -> int:
         """Somebody works on this sequence's blocks (seals them): they stay taken and unchanged until `unpin`."""
@@ -163,11 +166,27 @@ class SequenceEngine:
         if sequence.pins:
             return
         del self._pinned[handle]
-        if sequence.released and not sequence.in_flight:
-            self._free(sequence)
+        if sequence.released:
+            self._free_at_rest(sequence)
         elif sequence.keep_when_unpinned:
             sequence.keep_when_unpinned = False
-            sequence.phase = Phase.RUNNING
+            sequence.step("keep")
+
+    def abandon(self, key: SequenceKey) -> int:
+        """Like `release` for a landing into which a copy still runs: its blocks stay taken until `reclaim`."""
+        sequence = self._sequences[key]
+        sequence.step("abandon")
+        del self._sequences[key]
+        self._abandoned[sequence.handle] = sequence
+        return sequence.handle
+
+    def reclaim(self, handle: int) -> None:
+        """The copy into an abandoned landing has returned."""
+        sequence = self._abandoned.pop(handle)
+        sequence.step("reclaim")
+        self._free(sequence)
+
+    # ------------------------------------------------------------------ suspects
 
     def next_suspect(self) -> SequenceKey | None:
         """The oldest suspect that has its blocks and waits to be cleared for its first row."""
@@ -197,43 +216,31 @@ class SequenceEngine:
         sequence.barred = sequence.suspect
         return True
 
-    def abandon(self, key: SequenceKey) -> int:
-        """Like `release` for a landing into which a copy still runs: its blocks stay taken until `reclaim`."""
-        sequence = self._sequences.pop(key)
-        if sequence.phase is not Phase.LANDING:
-            raise InvariantBroken(f"abandon of {key}, which is {sequence.phase}")
-        self._abandoned[sequence.handle] = sequence
-        return sequence.handle
-
-    def reclaim(self, handle: int) -> None:
-        """The copy into an abandoned landing has returned."""
-        self._free(self._abandoned.pop(handle))
-
     # ------------------------------------------------------------------ steps
 
-    def plan(self) -> StepPlan | None:
+    def plan(self, now: float) -> StepPlan | None:
         """The next step, or None where there is nothing to compute now. At most STEPS_AHEAD steps are under way."""
         if len(self._under_way) >= STEPS_AHEAD:
             raise InvariantBroken(f"{STEPS_AHEAD} steps are under way")
         if self._under_way and not self._may_run_ahead():
             return None
-        for sequence in self._by_age():  # running streams get their next block before newcomers take the last ones
+        for sequence in self._running():  # running streams get their next block before newcomers take the last ones
             if sequence.phase is Phase.RUNNING and self._wanted(sequence) == 1:
                 self._cover(sequence, sequence.planned + 1)
-        if not self._under_way:
-            self._admit_waiting()
-        running = [s for s in self._by_age() if s.phase is Phase.RUNNING]
-        granted = share_budget([self._wanted(s) for s in running], self._limits)
+        room = self._limits.max_sequences - len(self._active())
+        may_admit = not self._under_way and room > 0
+        granted = self._share.share(self._running(), self.step_time, now, room=room, may_admit=may_admit)
         chosen: list[tuple[Sequence, int]] = []
-        for sequence, count in zip(running, granted, strict=True):
+        for sequence in self._running():
+            count = granted.get(sequence.handle, 0)
             if count and sequence.phase is Phase.RUNNING:
                 if self._cover(sequence, sequence.planned + count):
                     chosen.append((sequence, count))
                 elif self._under_way:
                     return None  # who is in flight cannot be preempted: let the step end first
-        return self._take_step([(s, count) for s, count in chosen if s.phase is Phase.RUNNING])
+        return self._take_step([(s, count) for s, count in chosen if s.phase is Phase.RUNNING], now)
 
-    def _take_step(self, chosen: list[tuple[Sequence, int]]) -> StepPlan | None:
+    def _take_step(self, chosen: list[tuple[Sequence, int]], now: float) -> StepPlan | None:
         if not chosen:
             return None
         self._steps += 1
@@ -248,14 +255,18 @@ class SequenceEngine:
             sequence.planned += count
             sequence.in_flight += 1
             sequence.samples_in_flight += row.sample
+            if sequence.stamps.begun_at is None:
+                sequence.stamps.begun_at = now
         self._under_way.append((plan, [sequence for sequence, _ in chosen]))
         return plan
 
-    def complete(self, result: StepResult) -> list[EngineEvent]:
+    def complete(self, result: StepResult, now: float) -> list[EngineEvent]:
         """Take the result of the oldest step; what happened, first tokens before filled blocks."""
         if not self._under_way or self._under_way[0][0].number != result.number:
             raise InvariantBroken(f"result of step {result.number}, which is not the next to end")
         plan, sequences = self._under_way.popleft()
+        if self._speed is not None and self._speed.observe(plan, result, now):
+            self._line.learn(self._speed.current.prefill)
         events: list[EngineEvent] = [*self._preempted_since]
         self._preempted_since.clear()
         filled: list[EngineEvent] = []
@@ -263,13 +274,16 @@ class SequenceEngine:
             sequence.in_flight -= 1
             sequence.samples_in_flight -= row.sample
             if sequence.released:
-                if not sequence.in_flight and not sequence.pins:
-                    self._free(sequence)
+                self._free_at_rest(sequence)
                 continue
             self._computed_tokens += row.count
-            events.extend(self._apply(sequence, row, outcome))
-            if not sequence.released:
-                filled.extend(self._report_filled(sequence))
+            made = self._outcome.apply(sequence, row, outcome, now)
+            if made is not None:
+                events.append(made)
+            if made is not None and made.new.ending is not None:
+                self.release(sequence.job.key)
+            else:
+                filled.extend(self._outcome.filled(sequence))
         return events + filled
 
     # ------------------------------------------------------------------ state
@@ -285,7 +299,20 @@ class SequenceEngine:
 
     @property
     def prefix_log(self) -> PrefixLog:
-        return self._pool.prefix_log
+        return self._blocks.pool.prefix_log
+
+    @property
+    def step_time(self) -> StepTime:
+        return UNKNOWN_STEP_TIME if self._speed is None else self._speed.current
+
+    @property
+    def steps_refused(self) -> int:
+        """Steps that the step-time model did not believe."""
+        return 0 if self._speed is None else self._speed.refused
+
+    @property
+    def knows_its_speed(self) -> bool:
+        return self._speed is not None
 
     def holds(self, key: SequenceKey) -> bool:
         return key in self._sequences
@@ -294,46 +321,49 @@ class SequenceEngine:
         sequence = self._sequences.get(key)
         return None if sequence is None else sequence.phase
 
+    def paced_from(self, key: SequenceKey) -> float | None:
+        """When the sequence's stream began, where it did."""
+        sequence = self._sequences.get(key)
+        return None if sequence is None else sequence.stamps.paced_from
+
+    def pace(self, now: float) -> EnginePace:
+        return pace(self._sequences.values(), self._line.work_s, self.step_time, self._blocks, now)
+
     def load(self) -> EngineLoad:
-        active = self._active()
-        queued = sum(s.remaining for s in self._waiting) + sum(s.remaining for s in active if s.remaining > 1)
+        active, pool = self._active(), self._blocks.pool
+        queued = sum(s.remaining for s in self._line) + sum(s.remaining for s in active if s.remaining > 1)
         return EngineLoad(
-            waiting=len(self._waiting),
+            waiting=len(self._line),
             running=sum(1 for s in active if s.phase is Phase.RUNNING),
             held=sum(1 for s in active if s.phase in (Phase.HELD, Phase.LANDING)),
             queued_tokens=queued,
-            blocks_free=self._pool.free,
-            blocks_cached=self._pool.cached,
-            blocks_leased=self._blocks_leased(),
-            blocks_total=self._pool.total,
+            blocks_free=pool.free,
+            blocks_cached=pool.cached,
+            blocks_leased=leased_blocks(self._owners()),
+            blocks_total=pool.total,
             preemptions=self._preemptions,
-            prefix_hit_tokens=self._prefix_hit_tokens,
+            prefix_hit_tokens=self._blocks.prefix_hit_tokens,
             computed_tokens=self._computed_tokens,
         )
 
-    def _blocks_leased(self) -> int:
-        between = [s for s in self._sequences.values() if s.phase in (Phase.HELD, Phase.LANDING)]
-        return len({b for s in (*between, *self._abandoned.values(), *self._pinned.values()) for b in s.blocks})
-
     def check_invariants(self) -> None:
         """Conservation: every held block belongs to a sequence, and an idle engine holds none."""
-        self._pool.check_invariants()
-        if any(s.phase is Phase.WAITING and s.blocks for s in self._sequences.values()):
-            raise InvariantBroken("a waiting sequence holds blocks")
-        if sorted(s.arrived for s in self._waiting) != [s.arrived for s in self._waiting]:
-            raise InvariantBroken("the queue is out of order")
-        for sequence in self._active():
-            if sequence.computed > len(sequence.tokens) or len(sequence.blocks) < self._layout.blocks_for(sequence.computed):
-                raise InvariantBroken(f"{sequence.job.key} has computed more than it has tokens or blocks for")
+        self._blocks.pool.check_invariants()
+        self._line.check_invariants()
+        for sequence in self._owners():
+            sequence.check_invariants()
+        if {s.arrived for s in self._line} != {s.arrived for s in self._sequences.values() if s.phase is Phase.WAITING}:
+            raise InvariantBroken("who waits is not in line, or who is in line does not wait")
+        if any(self._blocks.missing(s, s.computed) > 0 for s in self._active()):
+            raise InvariantBroken("a sequence has computed more than it has blocks for")
         zombies = [s for _, sequences in self._under_way for s in sequences if s.released]
-        owners = (*self._sequences.values(), *self._abandoned.values(), *self._pinned.values(), *zombies)
-        owned = {b for s in owners for b in s.blocks}
-        if len(owned) != self._pool.held:
-            raise InvariantBroken(f"{self._pool.held} blocks are held, but sequences own {len(owned)}")
+        owned = blocks_owned((*self._owners(), *zombies))
+        if len(owned) != self._blocks.pool.held:
+            raise InvariantBroken(f"{self._blocks.pool.held} blocks are held, but sequences own {len(owned)}")
 
     # ------------------------------------------------------------------ private
 
-    def _make(self, job: SequenceJob) -> Sequence:
+    def _make(self, job: SequenceJob, now: float, phase: Phase) -> Sequence:
         self._handles += 1
         return Sequence(
             job=job,
@@ -341,13 +371,14 @@ class SequenceEngine:
             handle=self._handles,
             tokens=[*job.prompt, *job.given],
             root=root_hash(self._fingerprint, job.salt),
+            stamps=Stamps(came_at=now),
+            phase=phase,
             suspect=job.suspect,
             barred=job.suspect,
         )
 
-    def _enqueue(self, sequence: Sequence) -> None:
-        self._sequences[sequence.job.key] = sequence
-        insort(self._waiting, sequence, key=lambda s: s.arrived)
+    def _owners(self) -> tuple[Sequence, ...]:
+        return (*self._sequences.values(), *self._abandoned.values(), *self._pinned.values())
 
     def _active(self) -> list[Sequence]:
         return [s for s in self._sequences.values() if s.phase is not Phase.WAITING]
@@ -355,17 +386,14 @@ class SequenceEngine:
     def _by_age(self) -> list[Sequence]:
         return sorted(self._sequences.values(), key=lambda s: s.arrived)
 
-    def _known_prefix(self, sequence: Sequence, positions: int) -> list[int]:
-        """Blocks known here that hold the first `positions` positions of the sequence or fewer, full blocks only."""
-        full = positions // self._layout.block_size
-        extend_hashes(sequence.hashes, sequence.root, sequence.tokens, self._layout.block_size, full)
-        return self._pool.match(sequence.hashes[:full])
+    def _running(self) -> list[Sequence]:
+        return [s for s in self._by_age() if s.phase is Phase.RUNNING]
 
     def _may_run_ahead(self) -> bool:
         """Only behind a step of decode rows, and only where no prompt could go into the next one."""
         decodes = all(row.count == 1 for row in self._under_way[-1][0].rows)
         prompts = any(s.remaining > 1 and not s.barred for s in self._active() if s.phase is Phase.RUNNING)
-        return decodes and not self._waiting and not prompts
+        return decodes and not len(self._line) and not prompts
 
     def _wanted(self, sequence: Sequence) -> int:
         """Positions that could be planned now; none for a sequence that will end, or be held, with what is under way,
@@ -377,74 +405,50 @@ class SequenceEngine:
         ends = sequence.new_tokens + drawn >= sampling.max_tokens or len(sequence.tokens) + drawn >= self._max_model_len
         return 0 if drawn and (ends or sequence.job.hand_off) else sequence.unplanned
 
-    def _admit_waiting(self) -> None:
-        """First come, first served; a follower is passed over while its leader's prompt is not computed."""
-        room = self._limits.max_sequences - len(self._active())
-        for sequence in list(self._waiting):
-            if room <= 0:
-                return
-            if self._must_wait_for_leader(sequence):
-                continue
-            if not self._start(sequence):
-                return
-            room -= 1
-
     def _must_wait_for_leader(self, sequence: Sequence) -> bool:
         leader = self._sequences.get(sequence.job.after) if sequence.job.after is not None else None
         return leader is not None and leader.computed < leader.prompt_length
 
     def _start(self, sequence: Sequence) -> bool:
-        """Blocks for all of the sequence's tokens and the next one, or nothing. The last token is always computed again,
-        since its logits are needed; prompt log-probabilities need every position."""
-        known = [] if sequence.wants_prompt_logprobs else self._known_prefix(sequence, len(sequence.tokens) - 1)
-        total = self._layout.blocks_for(min(len(sequence.tokens) + 1, self._max_model_len))
-        needed = total - len(known)
-        if self._pool.evictable_outside(known) < needed:
+        """Out of the line, with its blocks; or not, where there is no room."""
+        if not self._blocks.start(sequence):
             return False
-        self._pool.share(known)
-        sequence.blocks = known + self._pool.allocate(needed)
-        sequence.computed = sequence.planned = len(known) * self._layout.block_size
-        sequence.named = len(known)
-        self._prefix_hit_tokens += sequence.computed
-        sequence.phase = Phase.RUNNING
-        self._waiting.remove(sequence)
+        sequence.step("start")
         return True
 
     def _cover(self, sequence: Sequence, positions: int) -> bool:
         """Make the block table reach `positions`; preempts others where the pool is full. False: wait for a later step."""
-        missing = self._layout.blocks_for(positions) - len(sequence.blocks)
-        while missing > 0 and not self._pool.can_allocate(missing):
-            victim = self._choose_victim()
+        missing = self._blocks.missing(sequence, positions)
+        while missing > 0 and not self._blocks.pool.can_allocate(missing):
+            victim = victim_among(s for s in self._sequences.values() if s.phase is Phase.RUNNING)
             if victim is None:
                 return False
             self._preempt(victim)
             if victim is sequence:
                 return False
         if missing > 0:
-            sequence.blocks += self._pool.allocate(missing)
+            self._blocks.extend(sequence, missing)
         return True
 
-    def _choose_victim(self) -> Sequence | None:
-        running = [s for s in self._sequences.values() if s.phase is Phase.RUNNING]
-        handle = choose_victim([Candidate(handle=s.handle, arrived=s.arrived, protected=_is_protected(s)) for s in running])
-        return next((s for s in running if s.handle == handle), None)
-
     def _preempt(self, sequence: Sequence) -> None:
+        sequence.step("preempt")
         self._free(sequence)
         self._handles += 1
         sequence.handle = self._handles
         sequence.announced = False
         sequence.preempted = True
-        sequence.phase = Phase.WAITING
         sequence.computed = sequence.planned = sequence.named = sequence.reported = 0
         sequence.prompt_logprobs.clear()
-        insort(self._waiting, sequence, key=lambda s: s.arrived)
+        self._line.push(sequence, 0)
         self._preemptions += 1
         self._preempted_since.append(Preempted(key=sequence.job.key))
 
+    def _free_at_rest(self, sequence: Sequence) -> None:
+        if sequence.at_rest:
+            self._free(sequence)
+
     def _free(self, sequence: Sequence) -> None:
-        self._pool.release(sequence.blocks)
-        sequence.blocks = []
+        self._blocks.free(sequence)
         if sequence.announced:
             self._ends.append(sequence.handle)
 
@@ -466,87 +470,5 @@ class SequenceEngine:
             prompt_length=sequence.prompt_length,
             tokens=tuple(sequence.tokens),
             sampling=sequence.job.sampling,
-            eos_token_ids=tuple(sorted(self._eos)),
+            eos_token_ids=self._eos_token_ids,
         )
-
-    def _apply(self, sequence: Sequence, row: StepRow, outcome: RowResult) -> Iterator[EngineEvent]:
-        if outcome.fault is not None:
-            ending = Ending(reason="error", error_code="sequence_fault", error_message=outcome.fault)
-            yield self._end(sequence, NewTokens(first=sequence.new_tokens, tokens=(), ending=ending))
-            return
-        sequence.prompt_logprobs.extend(outcome.prompt_logprobs)
-        sequence.computed += row.count
-        self._name_full_blocks(sequence)
-        if not row.sample:
-            return
-        if outcome.token is None:
-            raise InvariantBroken(f"step {row.handle}: a row that samples has no token")
-        new = self._extend(sequence, outcome.token, outcome)
-        if new.ending is not None:
-            yield self._end(sequence, new)
-            return
-        if sequence.job.hand_off and not sequence.in_flight:
-            sequence.phase = Phase.HELD
-        yield TokensMade(key=sequence.job.key, new=new)
-
-    def _extend(self, sequence: Sequence, token: int, outcome: RowResult) -> NewTokens:
-        first = sequence.new_tokens
-        prompt_logprobs = tuple(sequence.prompt_logprobs) if sequence.wants_prompt_logprobs else None
-        sequence.tokens.append(token)
-        sequence.suspect = False
-        return NewTokens(
-            first=first,
-            tokens=(token,),
-            logprobs=(outcome.logprobs,) if outcome.logprobs is not None else (),
-            prompt_logprobs=prompt_logprobs,
-            ending=self._ending(sequence, token),
-        )
-
-    def _ending(self, sequence: Sequence, token: int) -> Ending | None:
-        sampling = sequence.job.sampling
-        if token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos):
-            return Ending(reason="stop", stop_token=token)
-        if sequence.new_tokens >= sampling.max_tokens or len(sequence.tokens) >= self._max_model_len:
-            return Ending(reason="length")
-        return None
-
-    def _end(self, sequence: Sequence, new: NewTokens) -> TokensMade:
-        self.release(sequence.job.key)
-        return TokensMade(key=sequence.job.key, new=new)
-
-    def _name_full_blocks(self, sequence: Sequence) -> None:
-        full = sequence.computed // self._layout.block_size
-        extend_hashes(sequence.hashes, sequence.root, sequence.tokens, self._layout.block_size, full)
-        for index in range(sequence.named, full):
-            self._pool.name(sequence.blocks[index], sequence.hashes[index])
-        sequence.named = max(sequence.named, full)
-
-    def _report_filled(self, sequence: Sequence) -> Iterator[EngineEvent]:
-        """Blocks of a prompt that is to be handed off: full ones after each chunk, the last one when the prompt is done."""
-        if not sequence.job.hand_off:
-            return
-        size = self._layout.block_size
-        positions = min(sequence.computed, len(sequence.tokens))
-        complete = sequence.phase is Phase.HELD
-        last = self._layout.blocks_for(positions) if complete else positions // size
-        if last > sequence.reported or complete:
-            blocks = tuple(
-                FilledBlock(
-                    index=i,
-                    block=sequence.blocks[i],
-                    valid=min(size, positions - i * size),
-                    generation=self._pool.generation(sequence.blocks[i]),
-                )
-                for i in range(sequence.reported, last)
-            )
-            sequence.reported = last
-            yield BlocksFilled(key=sequence.job.key, blocks=blocks, complete=complete)
-
-
-def _is_protected(sequence: Sequence) -> bool:
-    """Its blocks are written in a step, worked on outside, or offered to a peer."""
-    return sequence.in_flight > 0 or sequence.pins > 0 or (sequence.job.hand_off and sequence.reported > 0)
-
-
-def _without_hand_off(job: SequenceJob) -> SequenceJob:
-    return replace(job, hand_off=False)

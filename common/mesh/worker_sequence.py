@@ -14,6 +14,15 @@ Settlement = Literal["moved", "kept", "dropped", "running", "released"]
 """How a hand-off ended: for its sender `moved`, `kept` (decoded here) or `dropped`; for its receiver `running` or `released`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenOver:
+    """LAST came `at` that moment: the stream had then stood for `held_s` since its newest token, `spent_s` since its first."""
+
+    at: float
+    held_s: float
+    spent_s: float
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class WorkerSequence:
     """`peer` is the other side of a hand-off that is planned or under way, None where the sequence runs here alone.
@@ -22,7 +31,8 @@ class WorkerSequence:
     While it `leaves` a worker that takes no new work, `peer` is where to; `tried` are all that it was offered to. Seals of an
     earlier `seal_round` than its present hand-off are void.
     A `suspect` was recovered from a lost worker; it is one until the worker that decodes it makes a token.
-    Blocks that were sealed before there is an offer wait in `sealed`.
+    Blocks that were sealed before there is an offer wait in `sealed`. Who `waited_for_room` at the peer tells nothing of how
+    long a transfer takes. What is `displaced` belongs to a role that the worker has given up: it moves where it can.
     """
 
     key: SequenceKey
@@ -40,6 +50,13 @@ class WorkerSequence:
     seal_round: int = 0
     suspect: bool = False
     awaits_offer: bool = False
-    first_token_at: float | None = None
+    last_token_at: float | None = None
+    waited_for_room: bool = False
+    taken_over: TakenOver | None = None
+    displaced: bool = False
     sealed: list[ReadyBlock] = field(default_factory=list)
     sealed_all: bool = False
+
+
+Settled = list[tuple[WorkerSequence, Settlement]]
+"""What an event has settled."""

@@ -44,6 +44,10 @@ class PrefillQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def retime(self, time: PrefillTime, limits: BatchLimits) -> None:
+        """What has been learnt of the worker's speed; prompts that wait keep the work that they were queued with."""
+        self._time, self._limits = time, limits
+
     def push(self, prompt: QueuedPrompt) -> None:
         if prompt.handle in self._waiting:
             raise InvariantBroken(f"prompt {prompt.handle} is queued twice")

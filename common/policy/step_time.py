@@ -95,3 +95,10 @@ class StepTime:
             return self.prefill.base_s
         line = self.decode.line_at(sequences)
         return line.seconds(sequences, kv_tokens) + max(0.0, self.prefill.base_s - line.base_s)
+
+
+UNKNOWN_STEP_TIME = StepTime(
+    prefill=PrefillTime(base_s=0.0, per_token_s=0.0),
+    decode=DecodeTime(line=DecodeLine(base_s=0.0, per_kv_token_s=0.0, per_sequence_s=0.0)),
+)
+"""Before anything was measured: nothing takes time, so no decision is made because of it."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.policy.least_squares import SquareSums, non_negative_solution
-from common.policy.step_time import DecodeLine, DecodeTime, PrefillTime
+from common.policy.step_time import Chunk, DecodeLine, DecodeTime, PrefillTime
 
 KNEE_GAIN = 0.75
 """A knee is believed where it brings the squared error below this share of one line's."""
@@ -29,6 +29,20 @@ class PrefillSample:
     @property
     def row(self) -> tuple[float, ...]:
         return relative(self.seconds, 1.0, self.tokens, self.tokens * (self.past + 0.5 * self.tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSample:
+    """A step of several chunks, of prompts alone."""
+
+    chunks: tuple[Chunk, ...]
+    seconds: float
+
+    @property
+    def row(self) -> tuple[float, ...]:
+        tokens = sum(chunk.tokens for chunk in self.chunks)
+        pairs = sum(chunk.tokens * (chunk.past + 0.5 * chunk.tokens) for chunk in self.chunks)
+        return relative(self.seconds, 1.0, tokens, pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

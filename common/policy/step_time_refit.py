@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from common.policy.least_squares import SquareSums, non_negative_solution
 from common.policy.step_time import DecodeLine, DecodeTime, PrefillTime, StepTime
-from common.policy.step_time_fit import DecodeSample, PrefillSample, line_of, prefill_of
+from common.policy.step_time_fit import BatchSample, DecodeSample, PrefillSample, line_of, prefill_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class StepTimeRefit:
         lines = (self._prefill, self._below, self._beyond)
         return sum(line.refused for line in lines if line is not None)
 
-    def observe_prefill(self, sample: PrefillSample) -> None:
+    def observe_prefill(self, sample: PrefillSample | BatchSample) -> None:
         self._prefill.observe(sample.row)
 
     def observe_decode(self, sample: DecodeSample) -> None:

@@ -208,6 +208,7 @@ def _core(settings: WorkerSettings, model: WorkerModel, region: KvRegion) -> Wor
         block_size=model.layout.block_size,
         limits=WorkerLimits(max_model_len=model.card.max_model_len, vocab_size=model.card.vocab_size, model=model.card.model),
         make_reservation=lambda: ReservationId(secrets.token_bytes(16)),
+        role=settings.worker_role,
     )
 
 

@@ -251,7 +251,7 @@ class WorkerService:
         """Steps are submitted as soon as the core plans them, also while one is under way; results come in order."""
         under_way: deque[tuple[StepPlan, Ticket]] = deque()
         while True:
-            while (plan := self._core.plan()) is not None:
+            while (plan := self._core.plan(self._now())) is not None:
                 self._failpoints.step(plan)
                 under_way.append((plan, self._world.step_engine.submit(plan)))
             self._perform_effects()
@@ -476,7 +476,7 @@ class WorkerService:
             blocks_total=load.blocks_total,
             blocks_free=load.blocks_free,
             blocks_cached=load.blocks_cached,
-            waiting=load.waiting + self._core.desk.offers_queued,
+            waiting=load.waiting + self._core.desk.receiving.offers_queued,
             running=load.running + load.held,
             queued_tokens=load.queued_tokens,
             seconds_per_prefill_token=self._meter.seconds_per_prefill_token,

@@ -120,6 +120,7 @@ class SimulatedWorker:
             block_size=BLOCK,
             limits=WorkerLimits(max_model_len=shape.max_model_len, vocab_size=VOCABULARY, offer_patience_s=2.0),
             make_reservation=lambda: ReservationId(self._around.random.randbytes(16)),
+            role=shape.role,
         )
         self.peers = SimulatedPeers(self.worker, self.process, self._world.network, self.core, self._identity_of, self._after_event)
         self.grants: dict[ReservationId, dict[int, int]] = {}
@@ -286,7 +287,7 @@ class SimulatedWorker:
 
     def _run_steps(self) -> None:
         """Steps run one after another; the next may be planned while one is under way."""
-        while (plan := self.core.plan()) is not None:
+        while (plan := self.core.plan(self._around.now)) is not None:
             self._around.counts["steps"] += 1
             self._step.submit(plan)
         if self._step.busy and not self._stepping:
@@ -451,7 +452,9 @@ class SimulatedWorker:
             worker=self.worker,
             incarnation=self.incarnation,
             model=MODEL,
-            role=shape.role,
+            role=self.core.role,
+            changing=self.core.changing,
+            role_decision=self.core.role_decision,
             state=self._state,
             sequence_number=self._numbers,
             control_host="",
@@ -462,7 +465,7 @@ class SimulatedWorker:
             blocks_total=load.blocks_total,
             blocks_free=load.blocks_free,
             blocks_cached=load.blocks_cached,
-            waiting=load.waiting + self.core.desk.offers_queued,
+            waiting=load.waiting + self.core.desk.receiving.offers_queued,
             running=load.running + load.held,
             queued_tokens=load.queued_tokens,
             seconds_per_step=self._around.strength.step_s,

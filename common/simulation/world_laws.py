@@ -54,7 +54,7 @@ def check_end(world: JudgedWorld) -> None:
         worker.core.check_invariants()
         _require(worker.pool.held == 0, f"{worker.worker} still holds {worker.pool.held} blocks")
         _require(not worker.grants, f"{worker.worker} still grants blocks")
-        _require(worker.core.desk.offers_queued == 0, f"{worker.worker} still queues offers")
+        _require(worker.core.desk.receiving.offers_queued == 0, f"{worker.worker} still queues offers")
     for gateway in world.gateways.values():
         _require(gateway.core.active == 0, f"{gateway.gateway} still follows requests")
 

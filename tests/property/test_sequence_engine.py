@@ -28,9 +28,9 @@ def job_of(name: str, prompt: tuple[int, ...], *, max_tokens: int = 4, salt: byt
 
 
 def run_to_the_end(engine: SequenceEngine, step: ShadowStep) -> None:
-    while (plan := engine.plan()) is not None:
+    while (plan := engine.plan(0.0)) is not None:
         step.submit(plan)
-        engine.complete(step.perform())
+        engine.complete(step.perform(), 0.0)
 
 
 def test_a_prompt_seen_before_is_computed_once_and_never_across_tenants() -> None:
@@ -38,12 +38,12 @@ def test_a_prompt_seen_before_is_computed_once_and_never_across_tenants() -> Non
     engine, _ = make_engine(kv)
     step = ShadowStep(kv)
     prompt = tuple(range(16))
-    engine.submit(job_of("a", prompt))
+    engine.submit(job_of("a", prompt), 0.0)
     run_to_the_end(engine, step)
-    engine.submit(job_of("b", prompt, salt=b"another tenant"))
+    engine.submit(job_of("b", prompt, salt=b"another tenant"), 0.0)
     run_to_the_end(engine, step)
     assert engine.load().prefix_hit_tokens == 0
-    engine.submit(job_of("c", prompt))
+    engine.submit(job_of("c", prompt), 0.0)
     run_to_the_end(engine, step)
     assert engine.load().prefix_hit_tokens == 12, "all full blocks but the one with the last token, whose logits are needed"
 
@@ -54,9 +54,9 @@ def test_a_follower_finds_its_leaders_prompt() -> None:
     step = ShadowStep(kv)
     prompt = tuple(range(16))
     leader = job_of("a", prompt)
-    engine.submit(leader)
+    engine.submit(leader, 0.0)
     follower = job_of("a", prompt, choice=1)
-    engine.submit(SequenceJob(key=follower.key, prompt=prompt, sampling=follower.sampling, after=leader.key))
+    engine.submit(SequenceJob(key=follower.key, prompt=prompt, sampling=follower.sampling, after=leader.key), 0.0)
     run_to_the_end(engine, step)
     assert engine.load().prefix_hit_tokens == 12
 
@@ -65,12 +65,12 @@ def test_the_oldest_sequence_never_gives_up_its_blocks() -> None:
     kv = ShadowKv(6, BLOCK)
     engine, _ = make_engine(kv)
     for name in "abc":
-        engine.submit(job_of(name, (len(name), ord(name) % 7, 1, 2, 3), max_tokens=15))
+        engine.submit(job_of(name, (len(name), ord(name) % 7, 1, 2, 3), max_tokens=15), 0.0)
     step = ShadowStep(kv)
     preempted: list[str] = []
-    while (plan := engine.plan()) is not None:
+    while (plan := engine.plan(0.0)) is not None:
         step.submit(plan)
-        preempted += [event.key.request_id for event in engine.complete(step.perform()) if isinstance(event, Preempted)]
+        preempted += [event.key.request_id for event in engine.complete(step.perform(), 0.0) if isinstance(event, Preempted)]
     assert preempted
     assert "a" not in preempted
     assert engine.idle
@@ -81,9 +81,9 @@ def test_older_prompts_get_the_budget_first() -> None:
     engine, _ = make_engine(kv, max_tokens=3)
     step = ShadowStep(kv)
     for number in range(3):
-        engine.submit(job_of(f"r{number}", (number, 1, 2, 3, 4, 5, 6), max_tokens=1))
+        engine.submit(job_of(f"r{number}", (number, 1, 2, 3, 4, 5, 6), max_tokens=1), 0.0)
     ended: list[str] = []
-    while (plan := engine.plan()) is not None:
+    while (plan := engine.plan(0.0)) is not None:
         step.submit(plan)
-        ended += [event.key.request_id for event in engine.complete(step.perform())]
+        ended += [event.key.request_id for event in engine.complete(step.perform(), 0.0)]
     assert ended == ["r0", "r1", "r2"]

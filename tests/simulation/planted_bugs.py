@@ -16,7 +16,9 @@ from common.mesh.gateway import GatewayCore
 from common.mesh.gateway_probes import GatewayProbes
 from common.mesh.handoff_desk import HandoffDesk
 from common.mesh.owner_watch import OwnerWatch
+from common.mesh.receiving_desk import ReceivingDesk
 from common.mesh.request_store import RequestStore
+from common.mesh.sending_desk import SendingDesk
 from common.mesh.worker import WorkerCore
 from common.policy.block_pool import BlockPool
 from common.protocol import stored_log
@@ -91,12 +93,12 @@ def _every_copy_is_good() -> Change:
 
 
 def _ignore_withdraw() -> Change:
-    original = HandoffDesk.sender_message
+    original = ReceivingDesk.sender_message
 
-    def sender_message(desk: HandoffDesk, peer: Any, message: Any, sequence: Any) -> Any:
-        return [] if isinstance(message, Withdraw) else original(desk, peer, message, sequence)
+    def sender_message(desk: ReceivingDesk, peer: Any, message: Any, sequence: Any, now: float) -> Any:
+        return [] if isinstance(message, Withdraw) else original(desk, peer, message, sequence, now)
 
-    return (HandoffDesk, "sender_message", sender_message)
+    return (ReceivingDesk, "sender_message", sender_message)
 
 
 def _skip_a_token() -> Change:
@@ -104,21 +106,21 @@ def _skip_a_token() -> Change:
     return (SequenceLog, "since", lambda log, index: original(log, index + 1))
 
 
-def _release_under_a_copy(desk: HandoffDesk, sequence: Any, receiver: Any) -> Any:
+def _release_under_a_copy(desk: ReceivingDesk, sequence: Any, receiver: Any) -> Any:
     sequence.receiver = None
     desk._engine.release(sequence.key)
     return [(sequence, "released")]
 
 
 def _settle_without_revoking() -> Change:
-    original = HandoffDesk._sender_settled
+    original = SendingDesk._settled
 
-    def sender_settled(desk: HandoffDesk, sequence: Any, outcome: Any) -> Any:
+    def settled(desk: SendingDesk, sequence: Any, outcome: Any) -> Any:
         if sequence.sender is not None:
             sequence.sender.reservation = None
         return original(desk, sequence, outcome)
 
-    return (HandoffDesk, "_sender_settled", sender_settled)
+    return (SendingDesk, "_settled", settled)
 
 
 def _read_replays(change: Callable[[Any], Any]) -> Change:
@@ -262,7 +264,7 @@ BUGS = (
         weather=FaultStrength(leaving=1.0, message_loss=0.2, step_s=0.03, copy_s=0.1, seal_s=0.03),
     ),
     Bug(name="a replay skips a token", changes=(_skip_a_token(),), law="never quiet"),
-    Bug(name="a landing is freed under a copy", changes=((HandoffDesk, "_release", _release_under_a_copy),), law="a "),
+    Bug(name="a landing is freed under a copy", changes=((ReceivingDesk, "_release", _release_under_a_copy),), law="a "),
     Bug(name="a grant outlives its hand-off", changes=(_settle_without_revoking(),), law="still grants"),
     Bug(
         name="unknown is ignored",

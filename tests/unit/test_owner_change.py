@@ -39,7 +39,7 @@ def probe(node: Node, owner: Owner, *, attempt: int = 1) -> str:
 
 
 def gateways_of_step(node: Node) -> list[str]:
-    plan = node.core.plan()
+    plan = node.core.plan(0.0)
     assert plan is not None
     node.step.submit(plan)
     node.core.on_step(node.step.perform(), 0.0)

@@ -40,7 +40,7 @@ def dispatch(
 
 
 def step(node: Node) -> None:
-    plan = node.core.plan()
+    plan = node.core.plan(0.0)
     assert plan is not None
     node.step.submit(plan)
     node.core.on_step(node.step.perform(), 0.0)
@@ -143,7 +143,7 @@ def test_what_is_left_of_a_deadline_goes_with_the_offer() -> None:
     worker = node()
     worker.core.on_peer_joined(WorkerId("q"))
     worker.core.on_dispatch(msgspec.structs.replace(dispatch(1), remaining_s=5.0, decode_worker="q"), 10.0)
-    plan = worker.core.plan()
+    plan = worker.core.plan(12.0)
     assert plan is not None
     worker.step.submit(plan)
     worker.core.on_step(worker.step.perform(), 12.0)
@@ -202,16 +202,16 @@ def test_room_goes_to_what_was_preempted_before_it_goes_to_imports() -> None:
     sampling = SamplingParameters(max_tokens=9, seed=1, ignore_eos=True)
     for number in range(2):
         key = SequenceKey(RequestId(f"r{number}"), 0)
-        engine.submit(SequenceJob(key=key, prompt=(number, 1, 2, 3, 4, 5), sampling=sampling))
+        engine.submit(SequenceJob(key=key, prompt=(number, 1, 2, 3, 4, 5), sampling=sampling), 0.0)
     shadow = ShadowStep(kv)
     while not engine.load().preemptions:
-        plan = engine.plan()
+        plan = engine.plan(0.0)
         assert plan is not None
         shadow.submit(plan)
-        engine.complete(shadow.perform())
+        engine.complete(shadow.perform(), 0.0)
     newcomer = SequenceJob(key=KEY, prompt=(9,), sampling=SamplingParameters(max_tokens=1, seed=1))
     engine.release(SequenceKey(RequestId("r0"), 0))
     assert engine.reserve(newcomer, 1) is None
-    engine.plan()
+    engine.plan(0.0)
     assert engine.reserve(newcomer, 1) is None
     engine.release(SequenceKey(RequestId("r1"), 0))
