@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from common.mesh import sequence_life
 from common.protocol import handoff_receiver, handoff_sender, messages, subjects, token_stream
 from common.protocol.wire_version import WIRE_VERSION
 
@@ -35,6 +36,7 @@ _PARTS = (
 _MACHINES = (
     ("The sender of a hand-off", handoff_sender),
     ("The receiver of a hand-off", handoff_receiver),
+    ("A sequence in a worker's engine", sequence_life),
     ("A token stream at its gateway", token_stream),
 )
 

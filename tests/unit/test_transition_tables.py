@@ -1,4 +1,4 @@
-"""The tables of the hand-off's halves and of the token stream: all states can be reached and lead to an end, and ends are final."""
+"""The tables of hand-offs, token streams and sequences: all states can be reached and lead to an end, and ends are final."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -6,12 +6,21 @@ from typing import Any
 
 import pytest
 
+from common.mesh import sequence_life
+from common.mesh.sequence_life import Phase
 from common.protocol import handoff_receiver, handoff_sender, token_stream
 from common.protocol.handoff_receiver import ReceiverState
 from common.protocol.handoff_sender import ENDS, SenderState
 from common.protocol.token_stream import StreamState
 
 Table = Mapping[Any, Mapping[Any, Enum]]
+
+
+def test_the_life_of_a_sequence_leads_to_its_release() -> None:
+    table = sequence_life.TRANSITIONS
+    assert set(table) == reachable(table, Phase.WAITING) | reachable(table, Phase.LANDING) == set(Phase)
+    assert [phase for phase, events in table.items() if not events] == [Phase.RELEASED]
+    assert all(Phase.RELEASED in reachable(table, phase) for phase in table)
 
 
 def reachable(table: Table, start: Enum) -> set[Enum]:
