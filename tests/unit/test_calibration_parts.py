@@ -80,10 +80,10 @@ def test_the_load_is_said_before_it_is_sent() -> None:
         is_dry_run=True,
     )
     said = announcement(options)
-    assert "host:1 at most 190 requests" in said
+    assert "host:1 at most 191 requests" in said
     assert "at most 16 at once" in said
     assert "secret" not in said
-    with pytest.raises(BenchRefused, match="requests are needed"):
+    with pytest.raises(BenchRefused, match="is at least 121"):
         announcement(replace(options, max_requests=60))
 
 

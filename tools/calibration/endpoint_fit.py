@@ -8,10 +8,10 @@ from common.policy.calibration import Calibration, CalibrationSubject, DecodePoi
 from common.policy.step_time import StepTime
 from common.policy.step_time_fit import DecodeSample, PrefillSample
 from tools.bench_load.bench_refused import BenchRefused
+from tools.calibration.endpoint_plan import LEAST_POINTS
 from tools.calibration.endpoint_samples import PromptSample
 from tools.calibration.visit_times import middle_of
 
-LEAST_POINTS = 4
 UNSEEN = (
     "several prompts in one batch were not measured: they are taken as one prompt of as many tokens",
     "the server's chunk size is not known: what a chunk costs beside its tokens is in the time a token",
@@ -28,6 +28,8 @@ class EndpointTimes:
     prompts: list[PromptSample] = field(default_factory=list)
     paces: dict[str, list[DecodeSample]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    most_streams: int = 0
+    """That were sent at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +49,15 @@ def endpoint_calibration(times: EndpointTimes, subject: CalibrationSubject, *, b
     decode = _decode_points(times.paces)
     if len(prefill) < LEAST_POINTS or len(decode) < LEAST_POINTS:
         why = f": {times.failures[0]}" if times.failures else ""
-        raise BenchRefused(f"{len(prefill)} lengths of prompts and {len(decode)} numbers of streams were measured; 4 are needed{why}")
+        raise BenchRefused(
+            f"{len(prefill)} lengths of prompts and {len(decode)} numbers of streams were measured; {LEAST_POINTS} are needed{why}"
+        )
     separated = _separated(fit_step_time([one.sample for one in prefill], [one.sample for one in decode]))
     if times.failures:
         notes.append(f"{len(times.failures)} requests failed, the first with: {times.failures[0]}")
+    most_rows = max(point.sample.sequences for point in decode)
+    if most_rows < times.most_streams:
+        notes.append(f"{times.most_streams} streams were sent at once, but no more than {most_rows} decoded together long enough")
     if separated.overhead_s > 0.0:
         notes.append("a short prompt is taken to need no longer a step than one decode row; what its TTFT has beyond is the request's")
     return Calibration(

@@ -27,7 +27,8 @@ class Middle:
 
 def middle_of(times: Sequence[float]) -> Middle:
     centre = median(times)
-    return Middle(seconds=centre, spread=median(abs(time - centre) for time in times) / centre, visits=len(times))
+    spread = median(abs(time - centre) for time in times) / centre if centre else 0.0
+    return Middle(seconds=centre, spread=spread, visits=len(times))
 
 
 def points_of(times: Mapping[StepShape, Sequence[float]]) -> StepPoints:
