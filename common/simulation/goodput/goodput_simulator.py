@@ -120,9 +120,24 @@ class GoodputSimulator:
     def is_prefill(self, number: int) -> bool:
         return self._workers[number] in self._prefill_only
 
-    def expected_tokens(self, arrival: Arrival) -> float:
-        """What is known of a request's output when it comes."""
-        return self._lengths.predicted(arrival.request_class, min(LONGEST_OUTPUT, self._deployment.kv_tokens - arrival.prompt_tokens))
+    def expected_tokens(self, arrival: Arrival, made: int = 0) -> float:
+        """What is known of a request's output when it comes, or once that many tokens are made."""
+        most = min(LONGEST_OUTPUT, self._deployment.kv_tokens - arrival.prompt_tokens)
+        return self._lengths.predicted(arrival.request_class, most, made)
+
+    def learn(self, request_class: str, output_tokens: int) -> None:
+        """What requests of the class have made before this run."""
+        self._lengths.observe(request_class, output_tokens)
+
+    def begin_with(self, number: int, flight: Flight) -> None:
+        """A request that is on that worker from the start: it decodes where it has its first token, else its prompt waits."""
+        worker = self._workers[number]
+        if not isinstance(worker, MixingWorker):
+            raise ValueError("only workers that do both begin with something")
+        if flight.first_token_s is not None:
+            worker.join(flight, 0.0)
+        else:
+            worker.offer_prompt(flight, 0.0)
 
     def change_role(self, number: int, role: Role, now: float) -> None:
         """The worker takes the role for what comes. A new prefill worker gives its streams away (a hand-off each; one that finds no
@@ -364,8 +379,7 @@ class GoodputSimulator:
         )
 
     def _predicted_output(self, flight: Flight) -> float:
-        most = min(LONGEST_OUTPUT, self._deployment.kv_tokens - flight.arrival.prompt_tokens)
-        return self._lengths.predicted(flight.arrival.request_class, most)
+        return self.expected_tokens(flight.arrival)
 
     def _remember(self, flight: Flight, worker: Worker) -> None:
         if (cache := self._caches.get(worker)) is not None:

@@ -112,6 +112,14 @@ class MixingWorker:
             return begun + self._queue.work_s
         return begun + self._queue.ahead_s(queued_prompt(flight, prefill), now)
 
+    def streams_at(self, now: float) -> Iterator[tuple[Flight, int]]:
+        """Requests that decode here or wait to, each with the tokens that it has made."""
+        steps = self._steps_done + (self._run.done_before(now) if self._run is not None else 0)
+        for leaves, _, flight in self._leaves:
+            yield flight, flight.arrival.output_tokens - (leaves - steps)
+        for flight in self._waiting:
+            yield flight, flight.decoded_steps + 1
+
     def load_at(self, now: float, flight: Flight | None = None) -> StreamLoad:
         """What runs here, and the prompts in front of that request's; no stream's slack is looked at."""
         return StreamLoad(
