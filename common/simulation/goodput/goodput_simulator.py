@@ -71,7 +71,7 @@ class GoodputSimulator:
         self._looks_until_s = 0.0
         number = iter(range(deployment.workers))
         mixing = self._policies.free or deployment.changeable
-        lone_tokens = self._policies.chunk_tokens or UNBOUNDED
+        self._lone_tokens = lone_tokens = self._policies.chunk_tokens or UNBOUNDED
         self._prompt_sites: list[Worker] = [
             self._mixing(next(number), lone_tokens) if mixing else self._batching(next(number)) for _ in range(deployment.prefill)
         ]
@@ -149,7 +149,7 @@ class GoodputSimulator:
             self._decode.remove(worker)
             self._prompt_sites.append(worker)
             self._prefill_only.add(worker)
-            for flight in worker.give_away(now):
+            for flight in worker.give_away(now, self._lone_tokens):
                 self._hand_over(flight, now)
         elif role == "decode" and worker in self._prefill_only:
             self._prefill_only.remove(worker)

@@ -171,8 +171,9 @@ class MixingWorker:
         """A request that was prefilled here goes elsewhere, or has ended with its first token."""
         self._reserved -= self._need(flight)
 
-    def give_away(self, now: float) -> list[Flight]:
-        """This worker's role has changed: its streams leave at the next boundary, those that wait for room at once."""
+    def give_away(self, now: float, lone_tokens: int) -> list[Flight]:
+        """It is a prefill worker from now on: its streams leave at the next boundary, those that wait for room at once."""
+        self._lone_tokens = lone_tokens
         waiting = list(self._waiting)
         self._waiting.clear()
         self._queued_room -= sum(self._need(flight) for flight in waiting)
@@ -182,7 +183,8 @@ class MixingWorker:
         return waiting
 
     def withdraw_prompts(self, now: float) -> list[Flight]:
-        """Prompts that wait here and are not begun, to be placed anew."""
+        """It is a decode worker from now on: prompts that wait here and are not begun are to be placed anew."""
+        self._lone_tokens = None
         withdrawn = []
         while batch := self._queue.next_batch(now, alone=True):
             withdrawn += [self._queued.pop(queued.handle) for queued in batch]
