@@ -15,7 +15,7 @@ from common.policy.role_view import MeshView, RoleMove, WorkerView
 
 DOUBTS = 2.0
 """Standard errors that a gain has to be above zero."""
-HoldReason = Literal["nothing seen", "changing", "cooling down", "calm", "no candidate", "no gain"]
+HoldReason = Literal["nothing seen", "changing", "cooling down", "calm", "no candidate", "tried lately", "no gain"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,8 @@ class RoleControlSettings:
     """`cooldown_s`: at least between two changes. `calm`: below that pressure in both phases nothing is tried. `horizon_s`: of a
     trial, in which a change has to pay for itself; `least_gain`: the share of its requests that have to become good by it,
     and more than the trials differ by chance. `trials` of at most `most_requests` each bound the time of a decision. `back_gain`:
-    what a change wants within `settle_s` after one the other way. A phase that has been without a worker for `missing_s` gets one."""
+    what a change wants within `settle_s` after one the other way. A phase that has been without a worker for `missing_s` gets one.
+    Trials are at least `try_every_s` apart."""
 
     cooldown_s: float = 10.0
     calm: float = 0.7
@@ -32,6 +33,7 @@ class RoleControlSettings:
     back_gain: float = 0.06
     settle_s: float = 30.0
     missing_s: float = 5.0
+    try_every_s: float = 3.0
     trials: int = 5
     most_requests: int = 600
     forecast: ForecastPace = field(default_factory=ForecastPace)
@@ -81,6 +83,14 @@ class RoleGuard:
         self._settings = settings
         self._last: tuple[float, RoleMove] | None = None
         self._missing_since: float | None = None
+        self._tried_at = -math.inf
+
+    def may_try(self, now: float) -> bool:
+        """Notes the trial that follows."""
+        if now - self._tried_at < self._settings.try_every_s:
+            return False
+        self._tried_at = now
+        return True
 
     def holds(self, view: MeshView) -> HoldReason | None:
         """Why nothing may change now, whatever it would gain."""
@@ -157,6 +167,8 @@ def decide(
     if move is None:
         reason: HoldReason = "calm" if pressed.worst < settings.calm else "no candidate"
         return RoleDecision(number=number, now=view.now, move=None, reason=reason, rate=rate, pressure=pressed)
+    if not guard.may_try(view.now):
+        return RoleDecision(number=number, now=view.now, move=None, reason="tried lately", rate=rate, pressure=pressed)
     trial = attempt(move)
     if not guard.pays(trial, view.now):
         return RoleDecision(number=number, now=view.now, move=None, reason="no gain", rate=rate, pressure=pressed, trials=(trial,))
