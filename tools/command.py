@@ -27,6 +27,7 @@ SUBCOMMANDS = {
     "eval-engine": Subcommand("tools.eval_engine", "prove the tokens: every way of computing against transformers"),
     "calibrate": Subcommand("tools.calibrate", "measure how long steps take, here or at any OpenAI-compatible server"),
     "simulate": Subcommand("tools.simulate", "say how many requests would be good on a deployment, in virtual time"),
+    "simulate-roles": Subcommand("tools.simulate_roles", "let roles follow a changing load in virtual time, against static splits"),
     "simulate-faults": Subcommand("tools.simulate_faults", "run the whole mesh in virtual time under faults drawn from seeds"),
     "bench-transfer": Subcommand("tools.bench_transfer", "measure the ways to move KV between two processes"),
 }

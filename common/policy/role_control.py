@@ -24,16 +24,18 @@ class RoleControlSettings:
     trial, in which a change has to pay for itself; `least_gain`: the share of its requests that have to become good by it,
     and more than the trials differ by chance. `trials` of at most `most_requests` each bound the time of a decision. `back_gain`:
     what a change wants within `settle_s` after one the other way. A phase that has been without a worker for `missing_s` gets one.
-    Trials are at least `try_every_s` apart."""
+    Trials are at least `try_every_s` apart; below `sure_gain` two in a row have to say the same: a change can
+    be made later too."""
 
     cooldown_s: float = 10.0
     calm: float = 0.7
     horizon_s: float = 20.0
-    least_gain: float = 0.04
-    back_gain: float = 0.06
+    least_gain: float = 0.02
+    back_gain: float = 0.04
+    sure_gain: float = 0.15
     settle_s: float = 30.0
     missing_s: float = 5.0
-    try_every_s: float = 3.0
+    try_every_s: float = 2.0
     trials: int = 5
     most_requests: int = 600
     forecast: ForecastPace = field(default_factory=ForecastPace)
@@ -84,6 +86,7 @@ class RoleGuard:
         self._last: tuple[float, RoleMove] | None = None
         self._missing_since: float | None = None
         self._tried_at = -math.inf
+        self._paid: tuple[float, RoleMove] | None = None
 
     def may_try(self, now: float) -> bool:
         """Notes the trial that follows."""
@@ -121,7 +124,15 @@ class RoleGuard:
         return self._settings.least_gain
 
     def pays(self, trial: Trial, now: float) -> bool:
-        return trial.gain >= max(self.wanted_gain(trial.move, now), DOUBTS * trial.doubt)
+        """Notes it, for the next trial to confirm."""
+        before, self._paid = self._paid, None
+        if trial.gain < max(self.wanted_gain(trial.move, now), DOUBTS * trial.doubt):
+            return False
+        self._paid = (now, trial.move)
+        if trial.gain >= self._settings.sure_gain:
+            return True
+        recent_s = 2.0 * self._settings.try_every_s
+        return before is not None and before[1].role == trial.move.role and now - before[0] <= recent_s
 
     def changed(self, move: RoleMove, now: float) -> None:
         self._last = (now, move)

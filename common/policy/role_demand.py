@@ -16,7 +16,8 @@ LARGEST_BATCH = 1 << 14
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMean:
-    """Of one request, on average: seconds of prefill alone, tokens cached while it decodes, tokens it makes, its TPOT objective."""
+    """Of one request, on average: seconds of prefill alone, tokens it makes, its TPOT objective; and `context_tokens` cached for
+    each stream of a step, where long answers are met more often."""
 
     prefill_s: float
     context_tokens: float
@@ -45,11 +46,11 @@ def mean_of(requests: Sequence[SeenRequest], weights: Sequence[float], view: Mes
     prefill_s = context = output = tpot_s = 0.0
     for request, weight in zip(requests, weights, strict=True):
         prefill_s += weight * view.step_time.prefill.seconds(request.prompt_tokens)
-        context += weight * (request.prompt_tokens + 0.5 * request.output_tokens)
+        context += weight * request.output_tokens * (request.prompt_tokens + 0.5 * request.output_tokens)
         output += weight * request.output_tokens
         tpot_s += weight * request.tpot_s
     return RequestMean(
-        prefill_s=prefill_s / whole, context_tokens=context / whole, output_tokens=output / whole, tpot_s=tpot_s / whole
+        prefill_s=prefill_s / whole, context_tokens=context / output, output_tokens=output / whole, tpot_s=tpot_s / whole
     )
 
 

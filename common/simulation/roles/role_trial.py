@@ -93,8 +93,9 @@ class RoleTrial:
             simulator.begin_with(number, flight)
         if move is not None:
             simulator.change_role([worker.worker for worker in self._workers].index(move.worker), move.role, 0.0)
-        flights = simulator.run(arrivals)[:judged] + there
-        return sum(map(_is_good, flights)) / len(flights) if flights else 1.0
+        # good ones of all, by those that come: what is there already is lost or not, and would only dilute the gain
+        good = sum(map(_is_good, [*simulator.run(arrivals)[:judged], *there]))
+        return good / judged if judged else 0.0
 
     def _resampled(self, rng: Random) -> tuple[Sequence[SeenRequest], Sequence[float]]:
         """Another sample that might as well have been seen (a bootstrap): a mix that few requests tell of differs from run to run."""
