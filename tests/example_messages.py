@@ -145,6 +145,22 @@ STAGES = m.StageSeconds(prefill_queue_s=0.1, prefill_s=0.2, transfer_s=0.3, deco
 STAMPED = m.FrameEntry(request_id="r", choice=0, attempt=1, new=NEW, stages=STAGES)
 ITEM = m.ReplayItem(request_id="r", choice=0, attempt=1, next_index=0)
 ENTRY = m.ReplayEntry(request_id="r", choice=0, attempt=1, state="moved", new=NEW, moved_to="d")
+SEEN = m.SeenArrival(prompt_tokens=3, output_tokens=4, ttft_s=0.5, tpot_s=0.05)
+ARRIVALS = m.ModelArrivals(model=MODEL, arrived=7, seen=[SEEN])
+DECISION = m.Decision(
+    planner="p",
+    number=3,
+    model=MODEL,
+    acting=True,
+    reason="gain",
+    worker="w",
+    role="prefill",
+    change=2,
+    rate=1.5,
+    pressure_prefill=0.5,
+    pressure_decode=0.25,
+    gain=0.125,
+)
 ALONE: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
     (m.DispatchReply(request_id="r", attempt=1, verdict="refused", code="c", message="m"), m.decode_dispatch_reply),
     (m.TokenFrame(worker="w", incarnation="i", entries=[FRAME]), m.decode_token_frame),
@@ -153,6 +169,8 @@ ALONE: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
     (m.Snapshot(snapshot=SNAPSHOT, gone=True, cache=CachePage(number=3, restart=True, added=b"n" * 32)), m.decode_snapshot),
     (m.GatewayBeat(gateway="g", incarnation="i"), m.decode_gateway_beat),
     (m.Snapshot(snapshot=MEASURED), m.decode_snapshot),
+    (m.GatewayLoad(gateway="g", incarnation="i", models=[ARRIVALS], free=True), m.decode_gateway_load),
+    (DECISION, m.decode_decision),
     (m.TokenFrame(worker="w", incarnation="i", entries=[STAMPED]), m.decode_token_frame),
 ]
 MESSAGES: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [

@@ -25,6 +25,7 @@ _PARTS = (
         ("TokenFrame", "FrameEntry", "StageSeconds", "ReplayRequest", "ReplayItem", "ReplayReply", "ReplayEntry", "Snapshot"),
     ),
     ("Gateway to all workers", ("GatewayBeat",)),
+    ("Gateway to planners, planner to all", ("GatewayLoad", "ModelArrivals", "SeenArrival", "Decision")),
     (
         "Worker to worker: the control connection",
         (

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from common.mesh.arrival_ledger import ArrivalLedger
 from common.mesh.gateway_attempts import GatewayAttempts
 from common.mesh.gateway_cancels import GatewayCancels
 from common.mesh.gateway_effects import (
@@ -65,6 +66,7 @@ class GatewayCore:
         Before `strays_from` frames may come that a gateway of this id asked for which has died: its requests are adopted,
         or their workers end them."""
         self._ledger = GatewayLedger(gateway=gateway, incarnation=incarnation, slo=slo if slo is not None else Slo())
+        self.arrivals = ArrivalLedger()
         self._cancels = GatewayCancels(self._ledger, strays_from=strays_from)
         self._attempts = GatewayAttempts(self._ledger, self._cancels, rules or PlacementRules(), draws or CountedDraws())
         self._streams = GatewayStreams(self._ledger, self._attempts)
@@ -132,7 +134,10 @@ class GatewayCore:
             wanted=wanted or WantedSpeed(),
             started_at=now,
         )
-        self._attempts.admit(request, now)
+        try:
+            self._attempts.admit(request, now)
+        finally:
+            self.arrivals.note(request, self.service.tokens_left(request))
 
     def adopt(self, request: GatewayRequest, logged: Mapping[int, NewTokens], now: float) -> None:
         """Go on with another gateway's request. What its log holds is delivered first; then its workers are probed with our

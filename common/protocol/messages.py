@@ -22,6 +22,7 @@ from common.values.worker import Role, WorkerSnapshot
 
 MAX_CHOICES = 128
 MAX_ENTRIES = 8192
+MAX_SEEN = 64
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -218,6 +219,55 @@ class GatewayBeat(Wire, frozen=True, kw_only=True):
     incarnation: Name
 
 
+# ---------------------------------------------------------------------------------------- gateway → planners → all
+
+
+class SeenArrival(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as it came: `output_tokens` as predicted then, its objectives in seconds."""
+
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=1)]
+    output_tokens: Annotated[int, msgspec.Meta(ge=1)]
+    ttft_s: float
+    tpot_s: float
+
+
+class ModelArrivals(msgspec.Struct, frozen=True, kw_only=True):
+    """`arrived` requests of the model since the gateway began, refused ones included; `seen` are the last ones since the message
+    before."""
+
+    model: ModelKey
+    arrived: Count
+    seen: Annotated[list[SeenArrival], msgspec.Meta(max_length=MAX_SEEN)] = []
+
+
+class GatewayLoad(Wire, frozen=True, kw_only=True):
+    """Each second: what was asked of a gateway. `free`: it places freely, so that roles are preferences."""
+
+    gateway: Name
+    incarnation: Name
+    models: list[ModelArrivals]
+    free: bool = False
+
+
+class Decision(Wire, frozen=True, kw_only=True):
+    """What a planner decided, and why. `acting`: it sent `role` to `worker` (both None: everything stays), as role change
+    `change`. `rate` is the forecast of requests a second, `pressure_prefill` and `pressure_decode` what is asked of the phases by
+    what they can do, `gain` the share of requests that become good by it, by trial."""
+
+    planner: Name
+    number: Count
+    model: ModelKey
+    acting: bool
+    reason: str
+    worker: str | None = None
+    role: Role | None = None
+    change: Count = 0
+    rate: float = 0.0
+    pressure_prefill: float = 0.0
+    pressure_decode: float = 0.0
+    gain: float | None = None
+
+
 # ---------------------------------------------------------------------------------------- worker ↔ worker (control)
 
 
@@ -387,6 +437,8 @@ _replay_request = msgspec.msgpack.Decoder(ReplayRequest)
 _replay_reply = msgspec.msgpack.Decoder(ReplayReply)
 _snapshot = msgspec.msgpack.Decoder(Snapshot)
 _gateway_beat = msgspec.msgpack.Decoder(GatewayBeat)
+_gateway_load = msgspec.msgpack.Decoder(GatewayLoad)
+_decision = msgspec.msgpack.Decoder(Decision)
 
 
 def encode(message: msgspec.Struct) -> bytes:
@@ -423,6 +475,14 @@ def decode_snapshot(payload: bytes) -> Snapshot:
 
 def decode_gateway_beat(payload: bytes) -> GatewayBeat:
     return _decode(_gateway_beat, payload)
+
+
+def decode_gateway_load(payload: bytes) -> GatewayLoad:
+    return _decode(_gateway_load, payload)
+
+
+def decode_decision(payload: bytes) -> Decision:
+    return _decode(_decision, payload)
 
 
 def _decode(decoder: "msgspec.msgpack.Decoder[T]", payload: bytes) -> T:

@@ -6,6 +6,8 @@
 | `segue.v1.<mesh>.worker.<id>.replay` | `ReplayRequest` → `ReplayReply` | gateway → worker |
 | `segue.v1.<mesh>.gateway.<id>.tokens` | `TokenFrame` | worker → gateway |
 | `segue.v1.<mesh>.gateway.<id>.beat` | `GatewayBeat` | gateway → workers |
+| `segue.v1.<mesh>.gateway.<id>.load` | `GatewayLoad` | gateway → planners |
+| `segue.v1.<mesh>.decision.<id>` | `Decision` | planner → all |
 | `segue.v1.<mesh>.snapshot.<id>` | `WorkerSnapshot` (in a `Snapshot`) | worker → all |
 
 | key | what | lives |
@@ -15,6 +17,7 @@
 | `segue:v1:<mesh>:gateway:<id>` | a gateway's mark: where it is missing, the store was emptied | 60 s, renewed by the gateway |
 | `segue:v1:<mesh>:tokens:<id>` | a request's token log: a list of `LogEntry` | as the record |
 | `segue:v1:<mesh>:model:<name>:<revision>` | the model card | 60 s, renewed by its workers |
+| `segue:v1:<mesh>:planner` | which planner acts | 5 s, renewed by it |
 | `segue:v1:<mesh>:dtype:<name>:<revision>` | the dtype in which all workers of the model compute | 60 s, renewed by its workers |
 """
 
@@ -44,6 +47,20 @@ class Names:
     @property
     def all_gateway_beats(self) -> str:
         return f"segue.v1.{self.mesh}.gateway.*.beat"
+
+    def gateway_load(self, gateway: GatewayId) -> str:
+        return f"segue.v1.{self.mesh}.gateway.{gateway}.load"
+
+    @property
+    def all_gateway_loads(self) -> str:
+        return f"segue.v1.{self.mesh}.gateway.*.load"
+
+    def decision(self, planner: str) -> str:
+        return f"segue.v1.{self.mesh}.decision.{planner}"
+
+    @property
+    def planner_key(self) -> str:
+        return f"segue:v1:{self.mesh}:planner"
 
     def snapshot(self, worker: WorkerId) -> str:
         return f"segue.v1.{self.mesh}.snapshot.{worker}"

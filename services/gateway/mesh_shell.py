@@ -29,6 +29,7 @@ from common.ports.broker import Broker, Message
 from common.ports.state_store import StateStore
 from common.protocol.messages import (
     GatewayBeat,
+    GatewayLoad,
     decode_snapshot,
     decode_token_frame,
     encode,
@@ -78,6 +79,7 @@ class MeshShell:
         self._broker = broker
         self._store = store
         self._names = names
+        self._free = rules.free
         self.core = GatewayCore(
             gateway=gateway,
             incarnation=incarnation,
@@ -215,8 +217,11 @@ class MeshShell:
 
     def _publish_beat(self) -> None:
         beat = GatewayBeat(gateway=self._gateway, incarnation=self._incarnation)
+        arrivals = self.core.arrivals.take()
+        load = GatewayLoad(gateway=self._gateway, incarnation=self._incarnation, models=arrivals, free=self._free)
         try:
             self._broker.publish(self._names.gateway_beat(self._gateway), encode(beat))
+            self._broker.publish(self._names.gateway_load(self._gateway), encode(load))
         except BrokerUnavailable as error:
             logger.warning("beat_lost", extra={"fields": {"reason": str(error)}})
 
