@@ -26,6 +26,7 @@ from common.mesh.owner_watch import SILENT_FOR_S
 from common.mesh.request_keeper import RequestKeeper
 from common.mesh.request_progress import recorded_generation
 from common.mesh.request_store import RequestStore
+from common.policy.routing import PlacementRules
 from common.ports.generation import GenerationRequest
 from common.protocol.messages import Dispatch, DispatchReply, FrameEntry, ReplayEntry, Snapshot, TokenFrame, decode_inbox, encode
 from common.simulation.one_at_a_time import OneAtATime
@@ -49,6 +50,8 @@ RENEWAL_S = 1.0
 KEEPING_S = 1.0
 MOST_DISPATCHES_AT_ONCE = 8
 TENANT = ""
+FREE = 0.5
+"""Of the gateways' lives place freely; the others keep the roles strictly."""
 
 
 class SimulatedGateway:
@@ -75,7 +78,8 @@ class SimulatedGateway:
 
     def _begin(self) -> None:
         strays_from = self._around.now + SILENT_FOR_S
-        self.core = GatewayCore(gateway=self.gateway, incarnation=self.incarnation, strays_from=strays_from)
+        rules = PlacementRules(free=self._around.random.random() < FREE)
+        self.core = GatewayCore(gateway=self.gateway, incarnation=self.incarnation, strays_from=strays_from, rules=rules)
         records = RequestStore(
             self._store.client(self.process),
             NAMES,

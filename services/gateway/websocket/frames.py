@@ -3,7 +3,7 @@
 | from | type | fields |
 | --- | --- | --- |
 | client | `auth` | `api_key`; the first frame where the handshake carried no key |
-| client | `generate` | `id`, and the body of a chat (`messages`) or a completion (`prompt`) |
+| client | `generate` | `id`, and the body of a chat (`messages`) or a completion (`prompt`); objectives in `metadata` |
 | client | `cancel` | `id` |
 | client | `resume` | `id` (new), `request_id`, `last_event_id`: tokens that it has (the last `index` + 1) per choice, as in `17.9` |
 | server | `ready` | answer to `auth` |
