@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "bench-engine": Subcommand("tools.bench_engine", "measure the engine against the limits of this machine"),
     "eval-engine": Subcommand("tools.eval_engine", "prove the tokens: every way of computing against transformers"),
     "calibrate": Subcommand("tools.calibrate", "measure how long steps take, here or at any OpenAI-compatible server"),
+    "plan": Subcommand("tools.plan", "say whether and how to split the work, for a demand and a number of workers"),
     "simulate": Subcommand("tools.simulate", "say how many requests would be good on a deployment, in virtual time"),
     "simulate-roles": Subcommand("tools.simulate_roles", "let roles follow a changing load in virtual time, against static splits"),
     "simulate-faults": Subcommand("tools.simulate_faults", "run the whole mesh in virtual time under faults drawn from seeds"),

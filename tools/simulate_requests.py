@@ -42,6 +42,23 @@ class Requests:
         return kept.arrivals
 
 
+def add_request_options(parser: argparse.ArgumentParser, *, requests: int = 5000) -> None:
+    add = parser.add_argument
+    add("--requests", type=int, default=requests, help=f"how many are drawn (default {requests})")
+    add("--cv", type=float, default=1.0, help="variation of the time between arrivals: 1 is Poisson, more is Gamma (default 1)")
+    add("--class", action="append", dest="classes", metavar="NAME,KEY=VALUE…", help="input, output, share, sigma, ttft-ms, tpot-ms")
+    add("--input", type=float, default=755.0, help="mean prompt tokens (default 755)")
+    add("--output", type=float, default=200.0, help="mean output tokens (default 200)")
+    add("--sigma", type=float, default=1.0, help="of the lognormal lengths; 0: always the mean (default 1)")
+    add("--ttft-ms", type=float, default=250.0, help="TTFT objective (default 250)")
+    add("--ttft-stretch", type=float, default=0.0, help="granted on top: that many times the prompt's unloaded prefill (default 0)")
+    add("--tpot-ms", type=float, default=100.0, help="TPOT objective (default 100)")
+    add("--trace", help="a Mooncake trace (.jsonl) or an Azure trace (.csv) in place of drawn requests")
+    add("--keep-share", type=float, default=1.0, help="of the trace's requests, that share at random (default 1)")
+    add("--stretch", type=float, default=1.0, help="the trace's times, that much longer (default 1)")
+    add("--seed", type=int, default=0)
+
+
 def requests_of(options: argparse.Namespace) -> Requests:
     default = Objectives(ttft_s=options.ttft_ms / 1000.0, tpot_s=options.tpot_ms / 1000.0, ttft_stretch=options.ttft_stretch)
     if options.trace is not None:

@@ -57,13 +57,25 @@ class FeasibleFirst:
         self._debt_s = max(0.0, self._debt_s + LATE_SHARE * others_s - late_s) if self._late else 0.0
 
     def ahead_s(self, prompt: QueuedPrompt, now: float, all_s: float) -> float:
-        """Late ones are overtaken, but for their share, and those that give way by those that do not."""
-        before_s = sum(
-            entry[2].work_s for entry in self._hopeful if (entry[2].gives_way, entry[0]) <= (prompt.gives_way, prompt.deadline)
-        )
-        if now + before_s + prompt.work_s > prompt.deadline:
+        """Late ones are overtaken, but for their share, and those that give way by those that do not. Looks no further than to
+        where it would be late itself: it is asked for every request and worker."""
+        longest_s = prompt.deadline - now - prompt.work_s
+        before_s = 0.0
+        for deadline, _, other in self._hopeful:
+            if deadline > prompt.deadline and not prompt.gives_way:
+                break
+            if other.gives_way and (deadline > prompt.deadline or not prompt.gives_way):
+                continue
+            before_s += other.work_s
+            if before_s > longest_s:
+                return all_s
+        if longest_s < 0.0:
             return all_s
-        late_s = all_s - sum(entry[2].work_s for entry in self._hopeful)
+        late_s = 0.0
+        for _, _, other in self._late:
+            late_s += other.work_s
+            if late_s >= LATE_SHARE * before_s:
+                break
         return before_s + min(late_s, LATE_SHARE * before_s)
 
     def _set_late_apart(self, now: float) -> None:
