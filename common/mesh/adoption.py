@@ -6,7 +6,8 @@ under a higher attempt. Both give the tokens that the old gateway had.
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+
+import msgspec
 
 from common.mesh.gateway_request import GatewayRequest
 from common.protocol.request_record import RequestFacts, RequestRecord
@@ -55,7 +56,7 @@ def logged_tokens(facts: RequestFacts, log: Mapping[int, StoredChoice]) -> dict[
             continue
         new = stored.new_tokens(with_logprobs=facts.sampling.logprobs is not None)
         if new.ending is not None and new.ending.error_code == DEADLINE_CODE:
-            new = replace(new, ending=None)
+            new = msgspec.structs.replace(new, ending=None)
         if new.tokens or new.ending is not None:
             known[choice] = new
     return known

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from common.protocol.messages import StageSeconds
 from common.values.ids import SequenceKey
 from common.values.sampling import SamplingParameters
@@ -53,8 +55,7 @@ class Landing:
     blocks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokensMade:
+class TokensMade(msgspec.Struct, frozen=True, kw_only=True):
     """New tokens, or an ending without one (a fault). `stages` with the first one that this engine made of the sequence."""
 
     key: SequenceKey

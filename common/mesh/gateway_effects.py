@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from common.protocol.messages import Cancel, Dispatch, ReplayItem
 from common.values.errors import SegueError
 from common.values.ids import RequestId, WorkerId
@@ -42,8 +44,7 @@ class Accepted:
     request_id: RequestId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deliver:
+class Deliver(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens for the client, in order and once."""
 
     request_id: RequestId

@@ -1,6 +1,6 @@
 """The tokens of a gateway's requests: taken in order and once, of the present attempt only, and followed where they move."""
 
-from dataclasses import replace
+import msgspec
 
 from common.mesh.gateway_attempts import GatewayAttempts
 from common.mesh.gateway_effects import Deliver
@@ -41,7 +41,7 @@ class GatewayStreams:
         overdue = delivered[-1].ending is not None and delivered[-1].ending.error_code == DEADLINE_CODE
         if overdue:
             last = delivered.pop()
-            delivered += [replace(last, ending=None)] if last.tokens else []
+            delivered += [msgspec.structs.replace(last, ending=None)] if last.tokens else []
         for fresh in delivered:
             self._ledger.emit(Deliver(request_id=request.request_id, choice=choice, new=fresh))
         if overdue:

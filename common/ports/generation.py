@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from common.protocol.request_record import IdempotencyMark
 from common.values.ids import RequestId
 from common.values.model_card import ModelCard
@@ -36,8 +38,7 @@ class GenerationRequest:
     wanted: WantedSpeed = field(default_factory=WantedSpeed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenEvent:
+class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One token of one choice, in order and gapless per choice: index 0, 1, 2, … `ending` comes with the last token, or
     alone (`token` None) where a sequence ends without one. `prompt_logprobs` comes with index 0 of choice 0."""
 

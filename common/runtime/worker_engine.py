@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import environ
 from typing import Literal, cast
+
+import msgspec
 
 from common.engine.auto_dtype import DtypeQuestion, auto_dtype
 from common.engine.check_stamp import stamp_path
@@ -205,7 +207,7 @@ async def warm_up(step_engine: StepEngine, model: WorkerModel) -> None:
     prompt = StepRow(handle=WARM_UP_HANDLE, start=0, count=length, blocks=blocks, sample=True)
     plans = (
         StepPlan(number=1, rows=(prompt,), starts=(start,)),
-        StepPlan(number=2, rows=(replace(prompt, start=length, count=1),)),
+        StepPlan(number=2, rows=(msgspec.structs.replace(prompt, start=length, count=1),)),
         StepPlan(number=3, rows=(), ends=(WARM_UP_HANDLE,)),
     )
     for plan in plans:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import msgspec
 
@@ -151,7 +150,7 @@ class WorkerInbox:
 
 def _first_half(new: NewTokens) -> NewTokens:
     half = len(new.tokens) // 2
-    return replace(new, tokens=new.tokens[:half], logprobs=new.logprobs[:half], ending=None)
+    return msgspec.structs.replace(new, tokens=new.tokens[:half], logprobs=new.logprobs[:half], ending=None)
 
 
 def _refusal(dispatch: Dispatch, code: str, message: str) -> DispatchReply:

@@ -6,6 +6,8 @@ so a plan never carries tokens that the engine itself made, and plan k+1 may go 
 
 from dataclasses import dataclass
 
+import msgspec
+
 from common.values.sampling import SamplingParameters
 from common.values.tokens import PositionLogprobs
 
@@ -27,8 +29,7 @@ class SequenceStart:
     eos_token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRow:
+class StepRow(msgspec.Struct, frozen=True, kw_only=True):
     """Compute positions `start .. start + count - 1` of a sequence; their K and V go into `blocks`.
 
     `blocks` is the block table from position 0 on and covers all of them. Positions before `start` are in the cache
@@ -59,8 +60,7 @@ class StepPlan:
         return sum(row.count for row in self.rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowResult:
+class RowResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a row made. `fault` (a message) means that this sequence alone has failed; its neighbours are untouched."""
 
     handle: int

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 FinishReason = Literal["stop", "length", "error"]
 """`stop`: end-of-sequence or a stop token; `length`: max_tokens or the context is reached; `error`: see Ending."""
 
@@ -32,8 +34,7 @@ class Ending:
     error_message: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewTokens:
+class NewTokens(msgspec.Struct, frozen=True, kw_only=True):
     """Consecutive tokens of one sequence from index `first` on (index 0 is its first new token).
 
     `logprobs` is as long as `tokens` where asked for, else empty. `prompt_logprobs` comes once, with index 0: one entry

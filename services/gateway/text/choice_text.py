@@ -7,6 +7,8 @@ text or ends the choice, whatever batches the tokens came in. Tokens past a stop
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from common.ports.generation import TokenEvent
 from common.values.errors import RequestFailed
 from common.values.tokens import Ending, PositionLogprobs
@@ -25,8 +27,7 @@ class TokenRecord:
     text_offset: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextEvent:
+class TextEvent(msgspec.Struct, frozen=True, kw_only=True):
     """`consumed` counts the choice's tokens up to here. `records` are those since the event before. `is_lone`: an end without
     a token of its own, so the event before may have the same count."""
 
