@@ -60,10 +60,12 @@ class GatewayService:
         )
 
     def ttft_left_s(self, request: GatewayRequest, now: float) -> float:
-        """Until its first token is late; nothing is left of an objective that was met."""
-        if request.objectives is None or request.first_token_at is not None:
+        """Until its first token is late. One that a worker has had is placed again as if it had just come: that it is late by the
+        mesh's own fault must not put it behind all others."""
+        if request.objectives is None:
             return 0.0
-        return max(0.0, request.started_at + request.objectives.ttft_for(request.unloaded_s) - now)
+        since = now if request.accepted else request.started_at
+        return max(0.0, since + request.objectives.ttft_for(request.unloaded_s) - now)
 
     def tokens_left(self, request: GatewayRequest) -> float:
         """Predicted, of the longest choice."""
