@@ -18,7 +18,14 @@ from common.policy.calibration import (
 )
 from common.policy.step_time import Chunk, DecodeLine, DecodeTime, PrefillTime, StepTime
 from common.policy.step_time_fit import DecodeSample, PrefillSample
-from common.runtime.calibration_file import calibration_path, known_calibration, load_calibration, load_step_time, save_calibration
+from common.runtime.calibration_file import (
+    calibration_json,
+    calibration_path,
+    known_calibration,
+    load_calibration,
+    load_step_time,
+    save_calibration,
+)
 from common.runtime.host_cpu import host_cpu
 from common.values.errors import SettingsError
 
@@ -59,6 +66,30 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert load_calibration(path) == calibration()
     assert load_step_time(path) == calibration().step_time
     assert [file.name for file in path.parent.iterdir()] == [path.name], "nothing half written is left"
+
+
+def test_a_file_of_each_format_is_still_read_in_full() -> None:
+    """To add a format: keep a file of it beside these."""
+    kept = sorted((Path(__file__).parents[1] / "fixtures" / "calibration").glob("format-*.json"))
+    assert len(kept) == FORMAT
+    for path in kept:
+        again = json.loads(calibration_json(load_calibration(path)))
+        assert_within(json.loads(path.read_bytes()), again)
+
+
+def assert_within(old: object, new: object) -> None:
+    """Everything that the old file says is still said."""
+    if isinstance(old, dict):
+        assert isinstance(new, dict)
+        assert old.keys() <= new.keys()
+        for key, value in old.items():
+            assert_within(value, new[key])
+    elif isinstance(old, list):
+        assert isinstance(new, list)
+        for before, after in zip(old, new, strict=True):
+            assert_within(before, after)
+    else:
+        assert old == new
 
 
 def test_every_way_of_computing_finds_its_own(tmp_path: Path) -> None:
