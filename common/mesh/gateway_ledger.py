@@ -47,7 +47,7 @@ class GatewayLedger:
         registry = self.registry
         cached = registry.cached_tokens(request.model, request.prompt, request.salt)
         return [
-            outlook_of(snapshot, self._pending(snapshot.worker), cached.get(snapshot.worker, 0))
+            outlook_of(snapshot, self._pending(snapshot.worker), cached.get(snapshot.worker, 0), registry.step_time(snapshot))
             for snapshot in registry.group(request.model)
         ]
 

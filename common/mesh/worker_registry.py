@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from common.policy.prefix_view import PrefixView
+from common.policy.step_time import StepTime
 from common.policy.watchdog import WatchdogBounds, stream_bounds
-from common.policy.worker_outlook import PendingLoad
+from common.policy.worker_outlook import PendingLoad, snapshot_time
 from common.values.cache_page import CachePage
 from common.values.ids import Incarnation, ModelKey, WorkerId
 from common.values.slo import Slo
@@ -35,6 +36,7 @@ class WorkerRegistry:
     def __init__(self) -> None:
         self._snapshots: dict[WorkerId, WorkerSnapshot] = {}
         self._observed_at: dict[WorkerId, float] = {}
+        self._times: dict[WorkerId, StepTime] = {}
         self.pending: dict[WorkerId, PendingLoad] = {}
         self.prefixes = PrefixView()
         self._expired_at = -math.inf
@@ -89,6 +91,7 @@ class WorkerRegistry:
             self.forget(snapshot.worker)
             return
         self._snapshots[snapshot.worker] = snapshot
+        self._times.pop(snapshot.worker, None)
         self._observed_at[snapshot.worker] = now
 
     def observe_cache(self, snapshot: WorkerSnapshot, page: CachePage | None, now: float) -> bool:
@@ -125,6 +128,13 @@ class WorkerRegistry:
     def get(self, worker: WorkerId) -> WorkerSnapshot | None:
         return self._snapshots.get(worker)
 
+    def step_time(self, snapshot: WorkerSnapshot) -> StepTime:
+        """That of a known worker, worked out once a snapshot."""
+        time = self._times.get(snapshot.worker)
+        if time is None:
+            time = self._times[snapshot.worker] = snapshot_time(snapshot)
+        return time
+
     def all(self) -> Iterable[WorkerSnapshot]:
         return self._snapshots.values()
 
@@ -138,6 +148,7 @@ class WorkerRegistry:
     def forget(self, worker: WorkerId) -> None:
         """A worker is taken for lost until it is heard again."""
         self._snapshots.pop(worker, None)
+        self._times.pop(worker, None)
         self._observed_at.pop(worker, None)
         self.pending.pop(worker, None)
         self.prefixes.forget(worker)

@@ -76,7 +76,7 @@ def place(
     if not live:
         return None
     seconds = {o.worker: stream_seconds(o.time, o.load, request, room_tokens=o.room_tokens) for o in live}
-    decodes = sorted((o for o in live if o.snapshot.role == "decode"), key=lambda o: (-o.cached, o.worker))
+    decodes = sorted((o for o in live if o.snapshot.role == "decode"), key=lambda o: (seconds[o.worker], -o.cached, o.worker))
     candidates: list[Placement] = []
     for prompt in live:
         if prompt.snapshot.role == "both":
@@ -84,9 +84,9 @@ def place(
         elif prompt.snapshot.role == "prefill" and not needs_decode:
             candidates.append(_alone(prompt, request, "one_token", seconds))
         elif prompt.snapshot.role == "prefill":
-            partners = [o for o in decodes if o.worker in prompt.snapshot.peers]
-            if partners:
-                candidates.append(_split(prompt, _partner(partners, seconds, rules, turn), request, seconds))
+            partner = _partner(prompt, decodes, seconds, rules, turn)
+            if partner is not None:
+                candidates.append(_split(prompt, partner, request, seconds))
     if not candidates:
         return min((_alone(outlook, request, "alone", seconds) for outlook in live), key=lambda site: site.until_second_token_s)
     chosen = choose_site(
@@ -103,7 +103,16 @@ def place(
     return site
 
 
-def _partner(partners: Sequence[WorkerOutlook], seconds: Mapping[WorkerId, float], rules: PlacementRules, turn: Turn) -> WorkerOutlook:
+def _partner(
+    prompt: WorkerOutlook, decodes: Sequence[WorkerOutlook], seconds: Mapping[WorkerId, float], rules: PlacementRules, turn: Turn
+) -> WorkerOutlook | None:
+    """Of the decode workers that it can pair with; `decodes` are in the order of their seconds."""
+    pairing = (o for o in decodes if o.worker in prompt.snapshot.peers)
+    if rules.rule == "least_seconds":
+        return next(pairing, None)
+    partners = list(pairing)
+    if not partners:
+        return None
     chosen = choose_site(
         rules.rule,
         len(partners),

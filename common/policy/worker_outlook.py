@@ -71,8 +71,9 @@ class WorkerOutlook:
         return self.snapshot.transfer_base_s + self.snapshot.transfer_per_token_s * tokens
 
 
-def outlook_of(snapshot: WorkerSnapshot, pending: PendingLoad, cached: int) -> WorkerOutlook:
-    time = snapshot_time(snapshot)
+def outlook_of(snapshot: WorkerSnapshot, pending: PendingLoad, cached: int, time: StepTime | None = None) -> WorkerOutlook:
+    """`time` is the snapshot's, where the caller has it at hand."""
+    time = time or snapshot_time(snapshot)
     measured = snapshot.step_time is not None
     sequences = (snapshot.decoding if measured else snapshot.running + snapshot.waiting) + pending.sequences
     kv_tokens = float(snapshot.decoding_kv_tokens + pending.context_tokens)
