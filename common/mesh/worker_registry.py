@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from common.policy.prefix_view import PrefixView
 from common.policy.step_time import StepTime
-from common.policy.watchdog import WatchdogBounds, stream_bounds
+from common.policy.watchdog import LEAST_LOST_S, WatchdogBounds, stream_bounds
 from common.policy.worker_outlook import PendingLoad, snapshot_time
 from common.values.cache_page import CachePage
 from common.values.ids import Incarnation, ModelKey, WorkerId
@@ -71,7 +71,8 @@ class WorkerRegistry:
 
     def silent(self, slo: Slo, now: float) -> set[WorkerId]:
         """Workers that are known and were not heard for their bound: frozen perhaps, and no choice while there are others."""
-        return {worker for worker in self._snapshots if self.silence(worker, now) > self.bounds(worker, slo).lost_after_s}
+        quiet = [worker for worker in self._snapshots if self.silence(worker, now) > LEAST_LOST_S]
+        return {worker for worker in quiet if self.silence(worker, now) > self.bounds(worker, slo).lost_after_s}
 
     def observe(self, snapshot: WorkerSnapshot, now: float, *, gone: bool = False) -> None:
         """Take a snapshot; older ones of the same incarnation are ignored."""
