@@ -14,6 +14,9 @@ from tools.plan_workloads import mixed, read_workloads
 
 WORKER = Deployment(prefill=1, decode=1, step_time=opt_13b(), kv_tokens=KV_TOKENS, max_sequences=512)
 ALL = [entry.name for entry in read_workloads()]
+RULE_HOLDS = ("Azure code 2048/28",)
+RULE_FAILS = ("LongBench 1738/91", "HumanEval 171/98", "reasoning 200/1000")
+"""Counter-examples: long inputs with a patient TTFT want 4:4, short ones with a tight TTFT 5:3, long outputs 1:7."""
 
 
 def test_the_answer_comes_with_runner_up_curve_and_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +81,3 @@ def test_every_known_workload_is_planned_within_97_percent(name: str) -> None:
         assert rule_holds(row)
     if name in RULE_FAILS:
         assert rule_holds(row) is False
-
-
-RULE_HOLDS: tuple[str, ...] = ()
-RULE_FAILS: tuple[str, ...] = ()
