@@ -4,7 +4,7 @@ on nothing but what it is told."""
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.policy.counted_draws import CountedDraws
@@ -107,7 +107,24 @@ def test_a_placement_can_be_done(
         assert placement.kind not in ("beside", "stays")
 
 
-@given(outlooks(), requests)
+@st.composite
+def busy_pairs(draw: st.DrawFn) -> list[WorkerOutlook]:
+    """A prefill worker with a queue and a decode worker that may have little room or slack."""
+    decoding = draw(st.integers(0, 6))
+    decode = {
+        "decoding": decoding,
+        "decoding_kv_tokens": 300 * decoding,
+        "stream_slack_s": draw(st.sampled_from([0.0, 0.1, 0.5, 5.0])) if decoding else None,
+        "reserved_tokens_free": draw(st.sampled_from([0, 200, 1000, 8000])),
+        "prefill_queue_s": draw(st.sampled_from([0.0, 0.0, 0.05])),
+    }
+    prefill = {"prefill_queue_s": draw(st.sampled_from([0.0, 0.5, 3.0])), "reserved_tokens_free": draw(st.integers(0, 4000))}
+    shapes = (worker("a", "prefill", **prefill), worker("b", "decode", **decode))
+    return [outlook_of(shape, PendingLoad(), draw(st.sampled_from([0, 64]))) for shape in shapes]
+
+
+@settings(max_examples=400)
+@given(busy_pairs(), requests)
 def test_going_beside_streams_is_sooner_and_no_stream_misses_its_objective_for_it(
     workers: list[WorkerOutlook], request: PlacedRequest
 ) -> None:
