@@ -29,6 +29,7 @@ SUBCOMMANDS = {
     "plan": Subcommand("tools.plan", "say whether and how to split the work, for a demand and a number of workers"),
     "simulate": Subcommand("tools.simulate", "say how many requests would be good on a deployment, in virtual time"),
     "simulate-roles": Subcommand("tools.simulate_roles", "let roles follow a changing load in virtual time, against static splits"),
+    "replay-decisions": Subcommand("tools.replay_decisions", "make the decisions of a planner's log again, byte for byte"),
     "simulate-faults": Subcommand("tools.simulate_faults", "run the whole mesh in virtual time under faults drawn from seeds"),
     "bench-transfer": Subcommand("tools.bench_transfer", "measure the ways to move KV between two processes"),
 }

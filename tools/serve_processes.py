@@ -58,9 +58,10 @@ def mesh_of(
         _worker(index, name, settings, model, mesh, cores.workers[index], folder, environment) for index, name in enumerate(names)
     ]
     gateways = [_gateway(name, settings, mesh, folder, environment, listen_fd) for name in gateway_names(settings.gateways)]
+    planners = [_planner(settings, mesh, folder, environment)] if settings.plans else []
     return Mesh(
         folder=folder,
-        processes=(*(server.process for server in servers), *workers, *gateways),
+        processes=(*(server.process for server in servers), *workers, *planners, *gateways),
         own_servers=tuple(servers),
         cores=dict(zip(names, cores.workers, strict=True)),
     )
@@ -144,6 +145,28 @@ def _gateway(
         environment=environment,
         folder=str(ROOT),
         descriptors=(listen_fd,),
+    )
+
+
+def _planner(settings: ServeSettings, mesh: MeshSettings, folder: Path, environment: Mapping[str, str]) -> ProcessSpec:
+    planner = replace(
+        settings.planning, mesh=mesh, planner=settings.planner, planner_id=f"planner-{secrets.token_hex(4)}", status_port=0
+    )
+    path = folder / "planner.toml"
+    to_file(path, mesh, planner)
+    child = ChildSpec(
+        name="planner",
+        start_stage=WORKER_STAGE,
+        stop_stage=WORKER_STAGE,
+        drain_s=STOP_SLACK_S,
+        freeze_s=settings.freeze_s,
+        loading_freeze_s=60.0,
+    )
+    return ProcessSpec(
+        child=child,
+        command=(sys.executable, "-m", "services.planner", "--config", str(path)),
+        environment=environment,
+        folder=str(ROOT),
     )
 
 

@@ -20,13 +20,15 @@ TREND_ERRORS = 3.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastPace:
     """The window is `least_s` to `most_s` long and holds at most `most_seen` requests as a sample. `surprise`: standard errors by
-    which two parts differ that are not one load. `trend_fades_s`: how far ahead a trend is believed."""
+    which two parts differ that are not one load. `trend_fades_s`: how far ahead a trend is believed. Of the
+    sample, what is `mix_fades_s` older counts a third."""
 
     least_s: float = 3.0
     most_s: float = 60.0
     most_seen: int = 1024
     surprise: float = 3.0
     trend_fades_s: float = 8.0
+    mix_fades_s: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,17 @@ class LoadForecast:
         return min(2.0 * mean, max(0.5 * mean, mean + slope * ahead))
 
     def mix(self) -> tuple[Sequence[SeenRequest], Sequence[float]]:
-        """The requests of the window, and how much each counts: where an interval is a sample, each stands for several."""
+        """The requests of the window, and how much each counts: where an interval is a sample, each stands for several, and the mix
+        may be on the move though no two parts differ yet."""
         requests: list[SeenRequest] = []
         weights: list[float] = []
+        age_s = self._seconds
         for interval in self._window:
-            requests += interval.seen
-            weights += [interval.sums[0] / len(interval.seen)] * len(interval.seen) if interval.seen else []
+            age_s -= interval.seconds
+            if interval.seen:
+                weight = interval.sums[0] / len(interval.seen) * math.exp(-age_s / self._pace.mix_fades_s)
+                requests += interval.seen
+                weights += [weight] * len(interval.seen)
         return requests, weights
 
     def _forget(self) -> None:

@@ -142,7 +142,7 @@ def candidate(view: MeshView, mean: RequestMean, rate: float, settings: RoleCont
     """The move that relieves the more pressed phase; None where that is not to be had: nothing is pressed, or the other phase would
     lose its last worker, or would be pressed as much in turn."""
     now = pressure(view, mean, rate, within_s=settings.horizon_s)
-    if now.worst < settings.calm:
+    if now.worst < settings.calm or not view.prefill or not view.decode:
         return now, None
     to_prefill = now.prefill > now.decode
     givers = view.decode if to_prefill else view.prefill

@@ -12,6 +12,8 @@ from common.policy.role_view import MeshView, SeenRequest
 from common.policy.step_time import DecodeTime
 
 LARGEST_BATCH = 1 << 14
+UNSERVED = 1e6
+"""The pressure of a phase without workers; finite, for logs are JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,7 @@ class RequestMean:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pressure:
-    """Work that is asked for by what can be done: above 1 a queue grows for ever. A phase without workers is infinitely pressed
+    """Work that is asked for by what can be done: above 1 a queue grows for ever. A phase without workers is pressed beyond all bounds
     where something is asked of it."""
 
     prefill: float
@@ -86,4 +88,4 @@ def decode_tokens_per_s(time: DecodeTime, mean: RequestMean, *, kv_tokens: int, 
 def _share(asked: float, able: float) -> float:
     if able > 0.0:
         return asked / able
-    return float("inf") if asked > 0.0 else 0.0
+    return UNSERVED if asked > 0.0 else 0.0

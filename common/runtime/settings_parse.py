@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 from common.runtime.own_address import AUTO_HOST, address_towards
 from common.runtime.settings import GatewaySettings, MeshSettings, WorkerSettings
 from common.runtime.settings_kinds import TEXT, auto_or
+from common.runtime.settings_planner import PlannerSettings
 from common.runtime.settings_serve import ServeSettings
 from common.runtime.settings_sources import Given, Setting, from_environment, from_file, from_flags, read_value, setting, settings_of
 from common.runtime.settings_table import help_text
@@ -18,8 +19,8 @@ from common.values.worker import Role
 GroupT = TypeVar("GroupT")
 PLUMBING_VARIABLES = frozenset({"SEGUE_CONFIG", "SEGUE_NOTIFY_FD", "SEGUE_CACHE_DIR", "SEGUE_UCX_LIBRARY"})
 """Variables with our prefix that are no settings: the supervisor's pipe, the model cache, an own libucp."""
-TABLES = frozenset({"mesh", "gateway", "worker", "serve"})
-MADE_BY_SERVE = frozenset({"worker_id", "role", "control_port", "status_port", "gateway_id", "listen_fd"})
+TABLES = frozenset({"mesh", "gateway", "worker", "planner", "serve"})
+MADE_BY_SERVE = frozenset({"worker_id", "role", "control_port", "status_port", "gateway_id", "planner_id", "listen_fd"})
 
 
 def parse_worker_settings(argv: Sequence[str], environ: Mapping[str, str], *, default_role: Role) -> WorkerSettings:
@@ -44,6 +45,16 @@ def parse_gateway_settings(argv: Sequence[str], environ: Mapping[str, str]) -> G
     if values.get("gateway_id") is None:
         values["gateway_id"] = f"gateway-{secrets.token_hex(4)}"
     return build(GatewaySettings, values, mesh=build(MeshSettings, values))
+
+
+def parse_planner_settings(argv: Sequence[str], environ: Mapping[str, str]) -> PlannerSettings:
+    """The settings of `python -m services.planner [flags]`. Raises SettingsError."""
+    values, rest = read_settings((MeshSettings, PlannerSettings), argv, environ, table="planner")
+    if rest:
+        raise SettingsError(f"the planner takes no argument {rest[0]!r}")
+    if values.get("planner_id") is None:
+        values["planner_id"] = f"planner-{secrets.token_hex(4)}"
+    return build(PlannerSettings, values, mesh=build(MeshSettings, values))
 
 
 def read_settings(
@@ -110,7 +121,11 @@ def read_key_file(values: dict[str, object]) -> None:
 
 def all_settings() -> tuple[Setting, ...]:
     """Every setting of every service, `segue serve` included."""
-    return tuple(item for group in (MeshSettings, GatewaySettings, WorkerSettings, ServeSettings) for item in settings_of(group))
+    return tuple(
+        item
+        for group in (MeshSettings, GatewaySettings, WorkerSettings, PlannerSettings, ServeSettings)
+        for item in settings_of(group)
+    )
 
 
 def parse_serve_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSettings:
@@ -118,7 +133,7 @@ def parse_serve_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Ser
 
     `--host` and `--port` are the gateway's; workers of one machine meet on loopback.
     """
-    groups = (ServeSettings, GatewaySettings, WorkerSettings, MeshSettings)
+    groups = (ServeSettings, GatewaySettings, WorkerSettings, PlannerSettings, MeshSettings)
     values, rest = read_settings(groups, argv, environ, table="serve", without=MADE_BY_SERVE)
     take_model(values, rest)
     read_key_file(values)
@@ -130,6 +145,7 @@ def parse_serve_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Ser
         values,
         worker=build(WorkerSettings, of_worker, mesh=mesh),
         gateway=build(GatewaySettings, values, mesh=mesh),
+        planning=build(PlannerSettings, {key: value for key, value in values.items() if key not in ("host", "planner")}, mesh=mesh),
     )
 
 
