@@ -153,7 +153,7 @@ def _forget_the_list_rule(desk: HandoffDesk, peer: Any, held: Any, sequences: An
 
 
 def _ignore_cancels_of_the_running(core: WorkerCore, cancel: Any, now: float) -> None:
-    core._floors.cancel(cancel.request_id, cancel.attempt, cancel.choices, now)
+    core._ledger.floors.cancel(cancel.request_id, cancel.attempt, cancel.choices, now)
 
 
 def _hear_everybody() -> tuple[Change, Change]:
