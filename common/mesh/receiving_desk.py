@@ -194,4 +194,11 @@ def _stamps(sequence: WorkerSequence, now: float) -> Stamps:
     taken = sequence.taken_over
     if taken is None:
         raise InvariantBroken("an import came whole without LAST")
-    return Stamps(came_at=now, transfer_s=taken.held_s + now - taken.at, paced_from=taken.at - taken.spent_s, paced_tokens=1)
+    moved_in_its_middle = taken.spent_s > taken.held_s
+    return Stamps(
+        came_at=now,
+        told=moved_in_its_middle,
+        transfer_s=taken.held_s + now - taken.at,
+        paced_from=taken.at - taken.spent_s,
+        paced_tokens=1,
+    )

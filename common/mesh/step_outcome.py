@@ -91,4 +91,5 @@ def _stages(sequence: Sequence, now: float) -> StageSeconds | None:
     waited_s = stamps.begun_at - stamps.came_at
     if stamps.transfer_s is not None:
         return StageSeconds(transfer_s=stamps.transfer_s, decode_queue_s=waited_s)
-    return StageSeconds(prefill_queue_s=waited_s, prefill_s=now - stamps.begun_at)
+    stays_s = None if sequence.job.hand_off else 0.0
+    return StageSeconds(prefill_queue_s=waited_s, prefill_s=now - stamps.begun_at, transfer_s=stays_s, decode_queue_s=stays_s)

@@ -111,6 +111,10 @@ class WorkerCore:
     def counters(self) -> WorkerCounters:
         return self._ledger.counters
 
+    def start_from(self, time: StepTime) -> None:
+        """What steps take here, before any was served."""
+        self._engine.start_from(time)
+
     def load(self) -> EngineLoad:
         return self._engine.load()
 

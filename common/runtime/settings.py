@@ -106,6 +106,11 @@ class WorkerSettings:
     )
     max_model_len: int | None = setting(auto_or(whole(1)), None, "longest prompt plus answer, in tokens", shown_default="the model's")
     max_num_seqs: int | None = setting(auto_or(whole(1, 4096)), None, "sequences computed at once", shown_default="computed")
+    prefill_order: str = setting(
+        one_of("feasible_first", "edf", "shortest_first", "fcfs"),
+        "feasible_first",
+        "which prompts are computed next: as many on time as can be; the others are baselines to compare with",
+    )
     max_num_batched_tokens: int = setting(whole(1, 1 << 20), 256, "tokens of one step: prompt chunks and decode rows together")
     kv_cache_bytes: int | None = setting(
         auto_or(BYTES), None, "memory of the KV pool of each worker", key="kv_cache_memory", shown_default="computed",

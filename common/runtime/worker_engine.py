@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from os import environ
 from typing import Literal, cast
 
-import msgspec
-
 from common.engine.auto_dtype import DtypeQuestion, auto_dtype
 from common.engine.check_stamp import stamp_path
 from common.engine.dtype_choice import DtypeChoice
@@ -29,12 +27,8 @@ from common.runtime.settings import WorkerSettings
 from common.values.ids import ModelKey
 from common.values.kv_layout import Fingerprint, KvDtype, KvLayout
 from common.values.model_card import ModelCard
-from common.values.sampling import SamplingParameters
-from common.values.step import SequenceStart, StepPlan, StepRow
 
 Progress = Callable[[str, float | None], None]
-WARM_UP_HANDLE = 0
-WARM_UP_TOKENS = 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,25 +184,3 @@ def start_step_engine(settings: WorkerSettings, model: WorkerModel, region: KvRe
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.touch()
     return StepThread(torch_executor, threads=threads)
-
-
-async def warm_up(step_engine: StepEngine, model: WorkerModel) -> None:
-    """A short prompt and a token, in the first blocks of a pool that nobody uses yet: the first request pays for nothing."""
-    length = min(WARM_UP_TOKENS, model.card.max_model_len - 2, (model.blocks - 1) * model.layout.block_size)
-    blocks = tuple(range(model.layout.blocks_for(length + 1)))
-    start = SequenceStart(
-        handle=WARM_UP_HANDLE,
-        choice=0,
-        prompt_length=length,
-        tokens=tuple(i % model.card.vocab_size for i in range(length)),
-        sampling=SamplingParameters(max_tokens=2, seed=0),
-        eos_token_ids=(),
-    )
-    prompt = StepRow(handle=WARM_UP_HANDLE, start=0, count=length, blocks=blocks, sample=True)
-    plans = (
-        StepPlan(number=1, rows=(prompt,), starts=(start,)),
-        StepPlan(number=2, rows=(msgspec.structs.replace(prompt, start=length, count=1),)),
-        StepPlan(number=3, rows=(), ends=(WARM_UP_HANDLE,)),
-    )
-    for plan in plans:
-        await step_engine.result(step_engine.submit(plan))

@@ -16,15 +16,19 @@ import uvloop
 
 from common.adapters.kv_transport import build_kv_transport
 from common.adapters.peer_network import TcpPeerNetwork
+from common.engine.model_cache import default_cache_dir
 from common.mesh.intake import WorkerLimits
 from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.worker import WorkerCore
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
+from common.policy.prefill_queue import PrefillOrder
+from common.policy.step_time import StepTime
 from common.ports.kv_transport import KvRegion
 from common.protocol.subjects import Names
 from common.runtime.adapter_metrics import show_adapter_metrics
 from common.runtime.broker_connections import connect_broker, connect_store
+from common.runtime.calibration_file import known_calibration
 from common.runtime.dtype_agreement import DtypeAgreement
 from common.runtime.failpoints import Failpoints
 from common.runtime.incarnation import make_incarnation
@@ -35,6 +39,8 @@ from common.runtime.process_notify import ProcessNotifier
 from common.runtime.settings import WorkerSettings
 from common.runtime.settings_parse import parse_worker_settings
 from common.runtime.status_server import StatusServer
+from common.runtime.warm_up import warm_up
+from common.runtime.worker_calibration import calibration_subject
 from common.runtime.worker_engine import (
     FoundModel,
     Progress,
@@ -43,7 +49,6 @@ from common.runtime.worker_engine import (
     prepare_model,
     quickest_dtype,
     start_step_engine,
-    warm_up,
 )
 from common.runtime.worker_metrics import PullObserver, show_worker_metrics
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
@@ -134,12 +139,14 @@ async def _serve(settings: WorkerSettings, notifier: ProcessNotifier, stop: asyn
         step_engine = await asyncio.to_thread(start_step_engine, settings, model, region, progress)
         closing.push_async_callback(step_engine.close)
         progress("warming up", None)
-        await warm_up(step_engine, model)
+        warm = await warm_up(step_engine, model)
         world = WorkerWorld(broker=broker, store=store, network=network, transport=transport, region=region, step_engine=step_engine)
+        core = _core(settings, model, region)
+        core.start_from(await asyncio.to_thread(_step_time, settings, model, warm))
         service = WorkerService(
             _identity(settings, model),
             world,
-            _core(settings, model, region),
+            core,
             Names(settings.mesh.name),
             Failpoints(settings.mesh.failpoints),
         )
@@ -201,6 +208,7 @@ def _core(settings: WorkerSettings, model: WorkerModel, region: KvRegion) -> Wor
         limits=StepLimits(max_tokens=settings.max_num_batched_tokens, max_sequences=model.max_num_seqs),
         max_model_len=model.card.max_model_len,
         eos_token_ids=model.card.eos_token_ids,
+        order=cast("PrefillOrder", settings.prefill_order),
     )
     return WorkerCore(
         worker=WorkerId(settings.id),
@@ -210,6 +218,13 @@ def _core(settings: WorkerSettings, model: WorkerModel, region: KvRegion) -> Wor
         make_reservation=lambda: ReservationId(secrets.token_bytes(16)),
         role=settings.worker_role,
     )
+
+
+def _step_time(settings: WorkerSettings, model: WorkerModel, warm: StepTime) -> StepTime:
+    """Blocking: what `segue calibrate` has measured of such a worker on this host, or else what the warm-up tells."""
+    calibration = known_calibration(default_cache_dir(os.environ), calibration_subject(settings, model))
+    logger.info("step_time", extra={"fields": {"from": "warm-up" if calibration is None else "calibration"}})
+    return warm if calibration is None else calibration.step_time
 
 
 def _cluster_key(settings: WorkerSettings) -> bytes:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from common.adapters.kv_copying import TransferRecord
 from common.mesh.engine_values import EngineLoad
+from common.policy.step_time import StepTime
 from common.runtime.message_refusals import REASONS
 from common.runtime.metrics import Metrics
 from common.runtime.worker_service import WorkerService
@@ -39,6 +40,16 @@ class PullObserver:
         self._copy.series(record.tier).add(record.copy_s)
         self._checksum.series(record.tier).add(record.checksum_s)
         self._bytes.series(record.tier).add(record.bytes_moved)
+
+
+_STEP_TIMES: dict[str, Callable[[StepTime], float]] = {
+    "prefill_base": lambda time: time.prefill.base_s,
+    "prefill_token": lambda time: time.prefill.per_token_s,
+    "prefill_pair": lambda time: time.prefill.per_pair_s,
+    "decode_base": lambda time: time.decode.line.base_s,
+    "decode_kv_token": lambda time: time.decode.line.per_kv_token_s,
+    "decode_sequence": lambda time: time.decode.line.per_sequence_s,
+}
 
 
 def show_worker_metrics(metrics: Metrics, service: WorkerService) -> None:
@@ -85,6 +96,12 @@ def show_worker_metrics(metrics: Metrics, service: WorkerService) -> None:
     for reason in REASONS:
         messages.series(reason).follow(lambda reason=reason: service.refusals.counts[reason])  # type: ignore[misc]
     metrics.gauge("segue_step_seconds", "Moving average of a decode step.").series().follow(lambda: meter.seconds_per_step)
+    metrics.counter("segue_steps_refused_total", "Steps that the step-time model did not believe.").series().follow(
+        lambda: core.steps_refused
+    )
+    times = metrics.gauge("segue_step_time_seconds", "Coefficients of the step-time model, as refitted while serving.", ("part",))
+    for part, of in _STEP_TIMES.items():
+        times.series(part).follow(lambda of=of: 0.0 if core.step_time is None else of(core.step_time))  # type: ignore[misc]
     metrics.gauge("segue_prefill_token_seconds", "Moving average per prompt token.").series().follow(
         lambda: meter.seconds_per_prefill_token
     )

@@ -6,7 +6,6 @@ event loop: steps have their own thread behind the StepEngine, seals run in one 
 
 import asyncio
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -53,6 +52,7 @@ from common.runtime.step_watch import StepWatch
 from common.runtime.token_log_writer import TokenLogWriter
 from common.runtime.worker_inbox import WorkerInbox
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
+from common.runtime.worker_snapshot import snapshot_of
 from common.values.errors import (
     BrokerUnavailable,
     PayloadTooLarge,
@@ -100,8 +100,6 @@ class WorkerService:
         self.refusals = MessageRefusals()
         self._step_watch = StepWatch(self._meter)
         self._state: WorkerState = "loading"
-        self._role = identity.role
-        self._role_decision = 0
         self._sequence_number = 0
         self._unchecked = True
         self._wake = asyncio.Event()
@@ -224,12 +222,9 @@ class WorkerService:
         self._after_event()
 
     def _change_role(self, change: RoleChange) -> None:
-        """An older decision than the one that was taken last is void."""
-        if change.decision <= self._role_decision:
-            return
-        self._role, self._role_decision = change.role, change.decision
-        logger.info("role_changed", extra={"fields": {"role": change.role, "decision": change.decision}})
-        self._after_event()
+        if self._core.change_role(change, self._now()):
+            logger.info("role_changed", extra={"fields": {"role": change.role, "decision": change.decision}})
+            self._after_event()
 
     def fail(self, error: SegueError) -> None:
         """Stop the worker loudly: `run` raises."""
@@ -460,37 +455,21 @@ class WorkerService:
 
     def snapshot(self) -> WorkerSnapshot:
         self._sequence_number += 1
-        identity, load = self._identity, self._core.load()
-        return WorkerSnapshot(
-            worker=identity.worker,
-            incarnation=identity.incarnation,
-            model=identity.model,
-            role=self._role,
+        return snapshot_of(
+            self._identity,
+            self._core,
+            self._meter,
+            self._links,
             state=self._state,
-            sequence_number=self._sequence_number,
-            control_host=self._address[0],
-            control_port=self._address[1],
-            fingerprint=identity.fingerprint,
-            max_model_len=identity.card.max_model_len,
-            max_num_seqs=identity.max_num_seqs,
-            blocks_total=load.blocks_total,
-            blocks_free=load.blocks_free,
-            blocks_cached=load.blocks_cached,
-            waiting=load.waiting + self._core.desk.receiving.offers_queued,
-            running=load.running + load.held,
-            queued_tokens=load.queued_tokens,
-            seconds_per_prefill_token=self._meter.seconds_per_prefill_token,
-            seconds_per_step=self._meter.seconds_per_step,
-            peers=self._links.tiers(),
-            unpaired=dict(self._links.unpaired),
-            process_id=os.getpid(),
-            role_decision=self._role_decision,
+            number=self._sequence_number,
+            address=self._address,
+            now=self._now(),
         )
 
     def _enter(self, state: WorkerState) -> None:
         self._state = state
         self._changed.set()
-        fields = {"worker": self._identity.worker, "state": state, "role": self._role}
+        fields = {"worker": self._identity.worker, "state": state, "role": self._core.role}
         logger.info("worker_state", extra={"fields": fields})
 
     def _make_links(self, tasks: asyncio.TaskGroup) -> PeerLinks:

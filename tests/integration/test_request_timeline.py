@@ -7,6 +7,7 @@ import httpx
 
 from tests.gateway_server import RunningGateway
 from tests.integration.test_resume_http import ALICE, MALLORY, body, two
+from tools.bench_load.stages import STAGES
 
 
 async def timeline(running: RunningGateway, request_id: str, headers: dict[str, str] = ALICE) -> httpx.Response:
@@ -23,7 +24,9 @@ async def test_an_ended_request_says_where_its_time_went_and_only_to_its_tenant(
             shown: dict[str, Any] = (await timeline(running, request_id)).json()
             assert shown["id"] == request_id
             assert (shown["state"], shown["worker"], shown["decode_worker"]) == ("ended", "p0", "d0")
-            assert 0.0 < shown["seconds"]["first_token"] <= shown["seconds"]["end"]
+            moments = [shown["seconds"][stage.ends] for stage in STAGES]
+            assert 0.0 <= moments[0] <= moments[1]
+            assert moments == sorted(moments), "the five stages follow each other"
         assert (await timeline(here.first, request_id, MALLORY)).status_code == 404
         assert (await timeline(here.first, request_id, {})).status_code == 401
         assert (await timeline(here.first, "chatcmpl-nobody")).status_code == 404
