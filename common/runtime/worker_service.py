@@ -9,9 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 
-from common.mesh.owner_watch import OwnerWatch
 from common.mesh.worker import WorkerCore
 from common.mesh.worker_effects import (
     AnnounceSuspect,
@@ -25,44 +23,39 @@ from common.mesh.worker_effects import (
     SendTokens,
     WorkerEffect,
 )
-from common.policy.watchdog import peer_silent_after_s
 from common.ports.broker import Message
 from common.ports.step_engine import Ticket
 from common.protocol.messages import (
     ControlMessage,
-    FrameEntry,
     Hello,
     Offer,
     ReadyBlock,
     RoleChange,
-    SequenceNotice,
     Snapshot,
-    TokenFrame,
-    decode_gateway_beat,
     decode_snapshot,
     encode,
 )
 from common.protocol.subjects import Names
 from common.runtime.failpoints import Failpoints
+from common.runtime.frame_sender import FrameSender
 from common.runtime.message_refusals import MessageRefusals
-from common.runtime.model_cards import CARD_RENEWAL_S, publish_card
+from common.runtime.model_cards import publish_card
 from common.runtime.peer_links import PeerLinks
+from common.runtime.seal_queue import SealQueue
 from common.runtime.step_meter import StepMeter
 from common.runtime.step_watch import StepWatch
 from common.runtime.token_log_writer import TokenLogWriter
 from common.runtime.worker_inbox import WorkerInbox
 from common.runtime.worker_parts import WorkerIdentity, WorkerWorld
 from common.runtime.worker_snapshot import snapshot_of
+from common.runtime.worker_watches import WorkerWatches
 from common.values.errors import (
     BrokerUnavailable,
-    PayloadTooLarge,
     PeerError,
     SegueError,
     SettingsError,
-    StoreUnavailable,
-    TransportBroken,
 )
-from common.values.ids import GatewayId, Incarnation, WorkerId
+from common.values.ids import WorkerId
 from common.values.step import StepPlan
 from common.values.worker import WorkerSnapshot, WorkerState
 
@@ -95,22 +88,30 @@ class WorkerService:
         self._failpoints = failpoints or Failpoints()
         self._names = names
         self.token_log = TokenLogWriter(world.store, names, identity.incarnation, core.token_log, self._failpoints)
-        self._owners = OwnerWatch()
         self._meter = StepMeter()
         self.refusals = MessageRefusals()
         self._step_watch = StepWatch(self._meter)
         self._state: WorkerState = "loading"
         self._sequence_number = 0
-        self._unchecked = True
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
-        self._offered = asyncio.Event()
-        self._seals: asyncio.Queue[SealBlocks] = asyncio.Queue()  # bounded by the pool: a block waits for one seal at a time
-        self._seal_thread = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._seals = SealQueue(world.region, self._failpoints, self._on_sealed)
+        self._frames = FrameSender(identity, world, names)
         self._tasks: asyncio.TaskGroup
         self._links: PeerLinks
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._address: tuple[str, int] = ("", 0)
+        self._watches = WorkerWatches(
+            identity,
+            world,
+            core,
+            names,
+            self._meter,
+            self.refusals,
+            after_event=self._after_event,
+            drop_silent_peers=self._drop_silent_peers,
+            fail=self.fail,
+        )
         self.on_handoff: Callable[[float], None] = lambda exposed_s: None
 
     @property
@@ -156,7 +157,7 @@ class WorkerService:
                     await self._world.broker.subscribe(self._names.all_snapshots, self._on_snapshot),
                     await self._world.broker.subscribe(self._names.worker_inbox(self._identity.worker), inbox.on_inbox),
                     await self._world.broker.subscribe(self._names.worker_replay(self._identity.worker), inbox.on_replay),
-                    await self._world.broker.subscribe(self._names.all_gateway_beats, self._on_gateway_beat),
+                    await self._world.broker.subscribe(self._names.all_gateway_beats, self._watches.on_gateway_beat),
                 ]
                 await publish_card(self._world.store, self._names, self._identity.card)
                 loops = [tasks.create_task(loop(), name=loop.__name__) for loop in self._loops()]
@@ -176,11 +177,10 @@ class WorkerService:
                     await subscription.close()
                 await self._links.close()
         finally:
-            self._seal_thread.shutdown(wait=True)
+            self._seals.close()
 
     def _loops(self) -> tuple[Callable[[], Coroutine[None, None, None]], ...]:
-        work = (self._run_steps, self._run_seals, self._run_ticks, self._run_patience)
-        return (*work, self._run_snapshots, self._renew_card, self._watch_owners, self._watch_transport, self.token_log.run)
+        return (self._run_steps, self._seals.run, self._run_snapshots, *self._watches.loops(), self.token_log.run)
 
     # ------------------------------------------------------------------ events from outside
 
@@ -200,13 +200,8 @@ class WorkerService:
             self._core.on_peer_snapshot(heard, self._now())
             self._after_event(changed=False)
 
-    def _on_gateway_beat(self, message: Message) -> None:
-        try:
-            beat = decode_gateway_beat(message.payload)
-        except PeerError as error:
-            self.refusals.note("beat", error)
-            return
-        self._owners.beat(GatewayId(beat.gateway), Incarnation(beat.incarnation), self._now())
+    def _drop_silent_peers(self, now: float, after_s: float) -> None:
+        self._links.drop_silent(now, after_s)
 
     def _on_joined(self, peer: WorkerId) -> None:
         self._core.on_peer_joined(peer)
@@ -264,28 +259,9 @@ class WorkerService:
             if self._failpoints.is_armed("preempted"):
                 self._failpoints.preempted(self._core.load().preemptions)
 
-    async def _run_seals(self) -> None:
-        """In order, one at a time: checksums are memory-bound, and READY messages must not overtake each other."""
-        loop = asyncio.get_running_loop()
-        while True:
-            effect = await self._seals.get()
-            blocks = await loop.run_in_executor(self._seal_thread, self._seal, effect)
-            self._failpoints.sealed(self._world.region, effect.blocks)
-            self._core.on_sealed(effect.ticket, blocks, self._now())
-            self._after_event()
-            self._failpoints.hit("prefill.chunk_sealed")
-
-    def _seal(self, effect: SealBlocks) -> list[ReadyBlock]:
-        region = self._world.region
-        return [
-            ReadyBlock(
-                index=filled.index,
-                block=filled.block,
-                generation=filled.generation,
-                checksum=region.seal(filled.block, valid_positions=filled.valid),
-            )
-            for filled in effect.blocks
-        ]
+    def _on_sealed(self, effect: SealBlocks, blocks: list[ReadyBlock]) -> None:
+        self._core.on_sealed(effect.ticket, blocks, self._now())
+        self._after_event()
 
     async def _pull(self, effect: PullBlocks) -> None:
         self._failpoints.hit("pull.started")
@@ -296,33 +272,11 @@ class WorkerService:
 
     async def _announce(self, effect: AnnounceSuspect) -> None:
         """The gateway hears of a suspect before it runs: the broker answers a ping once it has what was published before."""
-        self._send_notices(effect.gateway, (effect.notice,))
+        self._frames.send_notices(effect.gateway, (effect.notice,))
         if not await self._world.broker.ping(timeout_s=ANNOUNCE_TIMEOUT_S):
             logger.warning("announcement_unconfirmed", extra={"fields": {"gateway": effect.gateway}})
         self._core.on_announced(effect.ticket)
         self._after_event()
-
-    async def _run_ticks(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            self._core.on_tick(self._now())
-            self._links.drop_silent(self._now(), peer_silent_after_s(step_s=self._meter.seconds_per_step))
-            if self._core.idle and self._unchecked:
-                self._core.check_invariants()
-                self._unchecked = False
-            self._after_event(changed=False)
-
-    async def _run_patience(self) -> None:
-        """Offers that a silent or crowded peer leaves waiting are taken back at their time."""
-        while True:
-            self._offered.clear()
-            due = self._core.patience_ends_at()
-            try:
-                async with asyncio.timeout(None if due is None else max(0.0, due - self._now())):
-                    await self._offered.wait()
-            except TimeoutError:
-                self._core.end_patience(self._now())
-                self._after_event()
 
     async def _run_snapshots(self) -> None:
         """On change at once, but not more often than every 20 ms; else every half second."""
@@ -337,32 +291,6 @@ class WorkerService:
                     await self._changed.wait()
             except TimeoutError:
                 continue
-
-    async def _watch_owners(self) -> None:
-        """End what a gateway left behind that fell silent for good. Silence counts only while our broker answers."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            slept_since = self._now()
-            answered = await self._world.broker.ping(timeout_s=PING_TIMEOUT_S)
-            if not answered or self._now() - slept_since > PING_TIMEOUT_S:
-                self._owners.refresh(self._now())
-                continue
-            for owner in self._owners.lost(self._core.owners(), self._now()):
-                logger.warning("owner_lost", extra={"fields": {"gateway": owner.gateway}})
-                self._core.on_owner_lost(owner, self._now())
-                self._after_event()
-
-    async def _watch_transport(self) -> None:
-        """A worker that can move no KV is of no use to anybody: who watches it replaces it, and its streams go on elsewhere."""
-        self.fail(TransportBroken(f"KV can be moved no more: {await self._world.transport.broken()}"))
-
-    async def _renew_card(self) -> None:
-        while True:
-            await asyncio.sleep(CARD_RENEWAL_S)
-            try:
-                await publish_card(self._world.store, self._names, self._identity.card)
-            except StoreUnavailable as error:
-                logger.warning("card_not_renewed", extra={"fields": {"reason": str(error)}})
 
     async def _drain(self) -> None:
         """No new work; what runs may end within the deadline."""
@@ -388,13 +316,13 @@ class WorkerService:
         self._perform_effects()
         self._wake.set()
         if changed:
-            self._unchecked = True
+            self._watches.changed()
             self._changed.set()
 
     def _perform(self, effect: WorkerEffect) -> None:
         match effect:
             case SendTokens():
-                self._send_tokens(effect.gateway, effect.entries)
+                self._frames.send_tokens(effect.gateway, effect.entries)
                 self.token_log.mark(effect.entries)
                 self._failpoints.hit("tokens.sent")
                 if any(entry.new.first == 0 for entry in effect.entries):
@@ -402,16 +330,16 @@ class WorkerService:
                 if any(entry.new.ending is not None for entry in effect.entries):
                     self._failpoints.hit("end.sent")
             case SendNotices():
-                self._send_notices(effect.gateway, effect.notices)
+                self._frames.send_notices(effect.gateway, effect.notices)
             case AnnounceSuspect():
                 self._tasks.create_task(self._announce(effect), name="announce")
             case SendControl():
                 self._links.send(effect.peer, effect.message)
                 if isinstance(effect.message, Offer):
-                    self._offered.set()
+                    self._watches.offered()
                 self._failpoints.control(effect.message, "sent")
             case SealBlocks():
-                self._seals.put_nowait(effect)
+                self._seals.put(effect)
             case PullBlocks():
                 self._tasks.create_task(self._pull(effect), name="pull")
             case GrantBlocks():
@@ -420,29 +348,6 @@ class WorkerService:
                 self._world.transport.revoke(effect.reservation)
             case ObserveHandoff():
                 self.on_handoff(effect.exposed_s)
-
-    def _send_tokens(self, gateway: GatewayId, entries: tuple[FrameEntry, ...]) -> None:
-        """One frame, or several where it would pass the broker's limit. A frame that cannot leave is replayed later."""
-        identity = self._identity
-        frame = TokenFrame(worker=identity.worker, incarnation=identity.incarnation, entries=list(entries))
-        payload = encode(frame)
-        if len(payload) > self._world.broker.max_payload_bytes and len(entries) > 1:
-            half = len(entries) // 2
-            self._send_tokens(gateway, entries[:half])
-            self._send_tokens(gateway, entries[half:])
-            return
-        try:
-            self._world.broker.publish(self._names.gateway_tokens(gateway), payload)
-        except (BrokerUnavailable, PayloadTooLarge) as error:
-            logger.warning("frame_lost", extra={"fields": {"gateway": gateway, "reason": str(error)}})
-
-    def _send_notices(self, gateway: GatewayId, notices: tuple[SequenceNotice, ...]) -> None:
-        identity = self._identity
-        frame = TokenFrame(worker=identity.worker, incarnation=identity.incarnation, entries=[], notices=list(notices))
-        try:
-            self._world.broker.publish(self._names.gateway_tokens(gateway), encode(frame))
-        except BrokerUnavailable as error:
-            logger.warning("notice_lost", extra={"fields": {"gateway": gateway, "reason": str(error)}})
 
     def _publish_snapshot(self, *, gone: bool = False) -> None:
         names = min(PAGE_NAMES, self._world.broker.max_payload_bytes // 64)
