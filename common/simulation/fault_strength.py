@@ -15,8 +15,8 @@ class FaultStrength:
     messages, `corruption` of the blocks that are copied, `leaving` of the clients (they leave, or end a choice early).
     `impatience` is the share of clients that leave a gateway which has fallen silent and come back at another,
     `abandonment` of those that never come back to what a gateway left behind.
-    `deaths`, `freezes`, `hangs` (a step that never ends) and `drains` are of workers. `outages` are of the broker's server,
-    `partitions` cut one process off from it, or two workers from each other; `breaks` are of control connections with both
+    `deaths`, `freezes`, `hangs` (a step that never ends), `drains` and `role_changes` are of workers. `outages` are of the
+    broker's server, `partitions` cut one process off from it, or two workers from each other; `breaks` are of control connections with both
     ends alive.
     """
 
@@ -36,6 +36,7 @@ class FaultStrength:
     freezes: int = 0
     hangs: int = 0
     drains: int = 0
+    role_changes: int = 0
     gateway_deaths: int = 0
     gateway_freezes: int = 0
     outages: int = 0
@@ -45,7 +46,7 @@ class FaultStrength:
 
     @property
     def single_faults(self) -> int:
-        """How many times something breaks; a drain is not a fault."""
+        """How many times something breaks; a drain or another role is not a fault."""
         workers = self.deaths + self.freezes + self.hangs
         gateways = self.gateway_deaths + self.gateway_freezes
         return workers + gateways + self.outages + self.partitions + self.breaks + self.store_outages
@@ -60,7 +61,9 @@ _COUNTS = (
 
 def without_faults(strength: FaultStrength) -> FaultStrength:
     """Nothing breaks any more; speeds stay, and bytes may still be spoilt."""
-    quiet = dict.fromkeys((*_COUNTS, "message_loss", "message_twice", "leaving", "deadlines", "impatience", "abandonment"), 0)
+    quiet = dict.fromkeys(
+        (*_COUNTS, "role_changes", "message_loss", "message_twice", "leaving", "deadlines", "impatience", "abandonment"), 0
+    )
     return replace(strength, **quiet)
 
 

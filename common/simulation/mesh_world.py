@@ -142,6 +142,7 @@ class MeshWorld:
             *[self._freeze_worker] * strength.freezes,
             *[self._hang_worker] * strength.hangs,
             *[self._drain_worker] * strength.drains,
+            *[self._change_role] * strength.role_changes,
             *[self._kill_gateway] * strength.gateway_deaths,
             *[self._freeze_gateway] * strength.gateway_freezes,
             *[self._cut_broker] * strength.outages,
@@ -189,6 +190,14 @@ class MeshWorld:
             self.around.counts["drain"] += 1
             self._lasts(12.0)
             worker.drain(lambda: self._restart_later(worker.process, worker.start_again, 0.5))
+
+    def _change_role(self) -> None:
+        """As a planner would, but without sense: whatever role, at whatever time."""
+        awake = [worker for worker in self.workers.values() if worker.process.awake]
+        if awake:
+            self.around.counts["role_change"] += 1
+            worker = self.around.random.choice(awake)
+            worker.change_role(self.around.random.choice(("prefill", "decode", "both")), self.around.counts["role_change"])
 
     def _kill_gateway(self) -> None:
         up = [gateway for gateway in self.gateways.values() if gateway.process.up]

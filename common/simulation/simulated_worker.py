@@ -36,6 +36,7 @@ from common.protocol.messages import (
     ReadyBlock,
     ReplayEntry,
     ReplayItem,
+    RoleChange,
     SequenceNotice,
     Snapshot,
     TokenFrame,
@@ -57,7 +58,7 @@ from common.simulation.worker_shape import BLOCK, FINGERPRINT, MODEL, NAMES, Wor
 from common.values.errors import InvariantBroken
 from common.values.ids import GatewayId, Incarnation, ReservationId, WorkerId
 from common.values.transfer import PullOutcome
-from common.values.worker import WorkerSnapshot, WorkerState
+from common.values.worker import Role, WorkerSnapshot, WorkerState
 
 TICK_S = 1.0
 SNAPSHOT_MOST_S = 0.5
@@ -177,6 +178,10 @@ class SimulatedWorker:
         self.core.drain(self._around.now)
         self._after_event()
         self._go_when_idle(self._around.now + DRAIN_S, gone)
+
+    def change_role(self, role: Role, decision: int) -> None:
+        self.core.change_role(RoleChange(role=role, decision=decision), self._around.now)
+        self._after_event()
 
     def _go_when_idle(self, deadline: float, gone: Action) -> None:
         if not self.core.idle and self._around.now < deadline:
