@@ -16,8 +16,8 @@ class FaultStrength:
     `impatience` is the share of clients that leave a gateway which has fallen silent and come back at another,
     `abandonment` of those that never come back to what a gateway left behind.
     `deaths`, `freezes`, `hangs` (a step that never ends), `drains` and `role_changes` are of workers. `outages` are of the
-    broker's server, `partitions` cut one process off from it, or two workers from each other; `breaks` are of control connections with both
-    ends alive.
+    broker's server, `partitions` cut one process off from it, or two workers from each other; `breaks` are of control
+    connections with both ends alive.
     """
 
     message_delay_s: float = 0.001

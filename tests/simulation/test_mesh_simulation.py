@@ -98,11 +98,12 @@ def test_a_world_is_the_same_with_and_without_a_trace() -> None:
         assert (told.actions, told.virtual_s, told.counts) == (silent.actions, silent.virtual_s, silent.counts)
 
 
-@pytest.mark.parametrize(
-    "faults", [{}, {"deaths": 1, "breaks": 1, "message_loss": 0.05, "drains": 1, "leaving": 0.3}], ids=["calm", "stormy"]
-)
+STORM = {"deaths": 1, "breaks": 1, "message_loss": 0.05, "drains": 1, "leaving": 0.3}
+
+
+@pytest.mark.parametrize("faults", [{}, STORM], ids=["calm", "stormy"])
 def test_roles_that_change_at_any_time_lose_and_double_nothing(faults: dict[str, float]) -> None:
     weather = FaultStrength(role_changes=6, step_s=0.05, **faults)  # type: ignore[arg-type]
-    seen = check([run_seed(seed, strength=weather) for seed in range(60)])
-    assert seen["role_change"] > 200
-    assert seen["notice_moved"] + seen["handoffs"]
+    seen = check([run_seed(seed, strength=weather) for seed in range(40)])
+    assert seen["role_change"] > 100
+    assert seen["handoffs"]
