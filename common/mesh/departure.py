@@ -8,7 +8,6 @@ from common.mesh.evacuation import Evacuation
 from common.mesh.handoff_desk import HandoffDesk
 from common.mesh.sequence_engine import SequenceEngine
 from common.mesh.sequence_life import Phase
-from common.mesh.suspects import notice_of
 from common.mesh.worker_ledger import WorkerLedger
 from common.mesh.worker_sequence import WorkerSequence
 from common.values.ids import WorkerId
@@ -53,7 +52,7 @@ class Departure:
             moves = sequence.leaves or sequence.peer is not None or phase is not Phase.RUNNING
             if sequence.key not in self._ledger.sequences or (moves and phase is not Phase.WAITING):
                 continue
-            target = self._evacuation.target(self._desk.post.peers, sequence.tried) if phase is Phase.RUNNING else None
+            target = self._target(sequence, None) if phase is Phase.RUNNING else None
             if target is None:
                 self._hand_back(sequence, now)
             else:
@@ -70,11 +69,22 @@ class Departure:
         moves_already = sequence.leaves or sequence.peer is not None
         if moves_already or phase is not Phase.RUNNING or not sequence.log.tokens:
             return
-        target = self._evacuation.target(self._desk.post.peers, sequence.tried, role="decode")
-        if target is None:
-            sequence.displaced = False
-        else:
+        target = self._target(sequence, "decode")
+        if target is not None:
             self._send_to(sequence, target)
+        elif self._siblings_to(sequence) is not None:
+            self._hand_back(sequence, now)
+        else:
+            sequence.displaced = False
+
+    def _target(self, sequence: WorkerSequence, role: Role | None) -> WorkerId | None:
+        """Choices of one request go to one worker."""
+        return self._evacuation.target(self._desk.post.peers, sequence.tried, role, only=self._siblings_to(sequence))
+
+    def _siblings_to(self, sequence: WorkerSequence) -> WorkerId | None:
+        """Where other choices of its request went, or are on their way to."""
+        leaving = (s.peer for s in self._ledger.siblings(sequence) if s.leaves)
+        return self._ledger.siblings_at(sequence) or next(leaving, None)
 
     def _send_to(self, sequence: WorkerSequence, target: WorkerId) -> None:
         sequence.leaves, sequence.peer, sequence.leader = True, target, None
@@ -82,6 +92,4 @@ class Departure:
         self._engine.hand_over(sequence.key)
 
     def _hand_back(self, sequence: WorkerSequence, now: float) -> None:
-        self._ledger.notify(sequence, notice_of(sequence, "handed_back"))
-        self._ledger.counters.ended["handed_back"] += 1
-        self._ledger.give_up(sequence, now)
+        self._ledger.hand_back(sequence, now, siblings_at=self._ledger.siblings_at(sequence))

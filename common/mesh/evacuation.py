@@ -46,11 +46,20 @@ class Evacuation:
         """Whether another worker has that role, by itself or among others."""
         return any(s.role in (role, "both") for s in self._ready())
 
-    def target(self, joined: Collection[WorkerId], tried: Collection[WorkerId], role: Role | None = None) -> WorkerId | None:
-        """The least loaded peer that can take a running sequence: one that has the `role`, or any, one that decodes first."""
-        peers = [s for s in self._ready() if s.worker in joined and s.worker not in tried and role in (None, s.role)]
+    def target(
+        self,
+        joined: Collection[WorkerId],
+        tried: Collection[WorkerId],
+        role: Role | None = None,
+        *,
+        only: WorkerId | None = None,
+    ) -> WorkerId | None:
+        """The least loaded peer that can take a running sequence: one that has the `role`, or any, one that decodes first. Or
+        `only` that one, whatever its role."""
+        able = [s for s in self._ready() if s.worker in joined and s.worker not in tried and only in (None, s.worker)]
+        peers = [s for s in able if role is None or only is not None or s.role == role]
         if role is not None and not peers:
-            peers = [s for s in self._ready() if s.worker in joined and s.worker not in tried and s.role == "both"]
+            peers = [s for s in able if s.role == "both"]
         if not peers:
             return None
         chosen = min(peers, key=lambda s: (s.role == "prefill", decode_wait(s, self._others.pending), s.worker)).worker

@@ -281,6 +281,9 @@ class GatewayCore:
             if request.incarnations.get(worker) == incarnation:
                 request.avoid.add(worker)
                 self._attempts.raise_attempt(request, now, lost=None, full=None)
+        for request in self._ledger.requests.values():
+            if request.incarnations.get(worker) == incarnation:
+                request.involved.discard(worker)
 
     def _on_notice(self, worker: WorkerId, incarnation: Incarnation, notice: SequenceNotice, now: float) -> None:
         request = self._ledger.current(RequestId(notice.request_id), notice.attempt)
@@ -298,8 +301,8 @@ class GatewayCore:
                 self._streams.follow(request, notice.choice, worker, WorkerId(notice.moved_to))
             case "handed_back":
                 self.counters["handed_back"] += 1
-                request.avoid.add(worker)
-                self._attempts.raise_attempt(request, now, lost=None, full=None)
+                moved_to = None if notice.moved_to is None else WorkerId(notice.moved_to)
+                self._attempts.handed_back(request, worker, moved_to, now)
             case _:
                 pass
 

@@ -45,12 +45,15 @@ class GatewayAttempts:
         self._ledger.requests[request.request_id] = request
         self._dispatch_to(request, placement, now)
 
-    def place(self, request: GatewayRequest, now: float) -> None:
-        """Begin an attempt of a request that is owned here."""
-        self._dispatch_to(request, self._find_place(request, now)[0], now)
+    def place(self, request: GatewayRequest, now: float, *, at: WorkerId | None = None) -> None:
+        """Begin an attempt of a request that is owned here: `at` that worker, where it is ready."""
+        self._dispatch_to(request, self._find_place(request, now, at)[0], now)
 
-    def _find_place(self, request: GatewayRequest, now: float) -> tuple[Placement | None, list[WorkerOutlook]]:
+    def _find_place(
+        self, request: GatewayRequest, now: float, at: WorkerId | None = None
+    ) -> tuple[Placement | None, list[WorkerOutlook]]:
         service, workers = self._ledger.service, self._ledger.outlooks(request)
+        workers = [o for o in workers if o.worker == at and o.snapshot.state == "ready"] or workers
         outlook = service.outlook(request, workers, now)
         self._turns += 1
         placement = place(
@@ -109,7 +112,31 @@ class GatewayAttempts:
             return
         self.fail(request, _REFUSALS.get(reply.code, InvalidRequest)(reply.message), now)
 
-    def raise_attempt(self, request: GatewayRequest, now: float, *, lost: WorkerId | None, full: WorkerId | None) -> None:
+    def handed_back(self, request: GatewayRequest, worker: WorkerId, siblings_at: WorkerId | None, now: float) -> None:
+        """A worker has dropped the request, because it drains, or because others of its choices decode elsewhere: there, or in
+        the place of those, all go on. Who is forgotten meanwhile and took no leave has been lost with them."""
+        if siblings_at is None or len(request.unfinished()) < 2:
+            request.avoid.add(worker)
+            self.raise_attempt(request, now, lost=None, full=None)
+            return
+        followed = (request.source[s.choice] for s in request.unfinished() if request.source[s.choice] != worker)
+        at = next(followed, siblings_at)
+        known = self._ledger.registry.get(at)
+        lost = known is None or known.incarnation != request.incarnations.get(at, known.incarnation)
+        if lost and at in request.involved:
+            self.raise_attempt(request, now, lost=at, full=None)
+        else:
+            self.raise_attempt(request, now, lost=None, full=None, at=at)
+
+    def raise_attempt(
+        self,
+        request: GatewayRequest,
+        now: float,
+        *,
+        lost: WorkerId | None,
+        full: WorkerId | None,
+        at: WorkerId | None = None,
+    ) -> None:
         """A lost worker is forgotten until it is heard again, and its sequences are suspects. A worker without room is no
         fault of anybody: a new request is turned away once all have refused, a running one asks again later."""
         if request.retry_at is not None:
@@ -119,6 +146,7 @@ class GatewayAttempts:
             self._refused_by(request, full, now)
             return
         request.raises += 1
+        request.together = True
         poison = False
         if lost is not None:
             self._ledger.counters["workers_lost"] += 1
@@ -132,7 +160,7 @@ class GatewayAttempts:
         elif request.raises >= MAX_RAISES:
             self.fail(request, Unavailable("the mesh could not place this request"), now)
         else:
-            self.place(request, now)
+            self.place(request, now, at=at)
 
     def fail(self, request: GatewayRequest, error: SegueError, now: float) -> None:
         self._cancels.cancel_workers(request, None, now)
@@ -218,8 +246,8 @@ class GatewayAttempts:
 
 
 def _needs_decode_worker(request: GatewayRequest) -> bool:
-    """Choices of a request that has lost a worker stay together: whatever they do, they take down one worker an attempt."""
+    """Choices of a request in trouble stay together: whatever they do, they take down one worker an attempt."""
     unfinished = request.unfinished()
-    if request.suspicion.losses and len(unfinished) > 1:
+    if request.together and len(unfinished) > 1:
         return False
     return any(len(s.tokens) + 1 < request.sampling.max_tokens for s in unfinished)

@@ -17,9 +17,9 @@ class GatewayRequest:
 
     `involved` are all workers that may hold something of the present attempt, `incarnations` theirs when they came to. `answered`
     once the dispatch is: from then on the request is probed. `asked` are the choices with a probe under way, `unanswered`
-    counts probes by worker. `raises` counts new attempts since the last new token. While nobody takes the request it is placed
-    again at `retry_at`; `waits_since` is when that began, until a worker has accepted. `epoch` rises
-    with every change of the owning gateway.
+    counts probes by worker. `raises` counts new attempts since the last new token; after any but those for want of room its choices
+    stay `together`. While nobody takes the request it is placed again at `retry_at`; `waits_since` is when that began, until a
+    worker has accepted. `epoch` rises with every change of the owning gateway.
 
     `objectives` follow from what is `wanted` and the mesh's speed, once a worker is known; `unloaded_s` is what the prompt takes on an
     idle worker. `placement` says of which kind the present one is. Of one that is adopted the first times are not known here.
@@ -46,6 +46,7 @@ class GatewayRequest:
     incarnations: dict[WorkerId, Incarnation] = field(default_factory=dict)
     suspicion: Suspicion = field(default_factory=Suspicion)
     raises: int = 0
+    together: bool = False
     waits_since: float | None = None
     retry_at: float | None = None
     wanted: WantedSpeed = field(default_factory=WantedSpeed)

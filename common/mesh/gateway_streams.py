@@ -50,9 +50,10 @@ class GatewayStreams:
             self._attempts.end(request, None, now)
 
     def follow(self, request: GatewayRequest, choice: int, worker: WorkerId, target: WorkerId) -> None:
-        """A choice has moved from one worker to another."""
+        """A choice has moved from one worker to another. Which life of the target was meant is known since it was placed there;
+        a later one may be back before we hear of the move."""
         snapshot = self._ledger.registry.get(target)
-        request.involve(target, None if snapshot is None else snapshot.incarnation)
+        request.involve(target, None if snapshot is None else request.incarnations.get(target, snapshot.incarnation))
         if request.source[choice] == worker:
             request.source[choice] = target
 

@@ -109,8 +109,11 @@ class SendingDesk:
                 return self._did(sequence, sender.on_ack(message))
 
     def take_back(self, sequence: WorkerSequence) -> Settled:
-        """Decode it here after all, where that is still possible."""
-        return [] if sequence.sender is None else self._did(sequence, sequence.sender.keep())
+        """Decode it here after all, where that is still possible; also what was to be offered later."""
+        if sequence.sender is not None:
+            return self._did(sequence, sequence.sender.keep())
+        planned = sequence.peer is not None and sequence.receiver is None
+        return self._settled(sequence, "kept") if planned else []
 
     def end(self, sequence: WorkerSequence, sender: Sender) -> None:
         """Cancelled, replaced or ended here: tell the peer."""
@@ -160,6 +163,7 @@ class SendingDesk:
         if sequence.sender is not None and sequence.sender.reservation is not None:
             self._effects.append(RevokeGrant(reservation=sequence.sender.reservation))
         sequence.sender = None
+        sequence.awaits_offer = False
         sequence.sealed.clear()
         sequence.sealed_all = False
         sequence.seal_round += 1

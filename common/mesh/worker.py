@@ -322,7 +322,9 @@ class WorkerCore:
     # ------------------------------------------------------------------ private
 
     def _on_engine_event(self, event: EngineEvent, frames: dict[GatewayId, list[FrameEntry]], now: float) -> None:
-        sequence = self._ledger.sequences[event.key]
+        sequence = self._ledger.sequences.get(event.key)
+        if sequence is None:
+            return  # handed back with a sibling, by an earlier event of the same step
         match event:
             case TokensMade(new=new, stages=stages):
                 sequence.log.append(new)
@@ -336,6 +338,8 @@ class WorkerCore:
                     sequence.log.state = "running"
                     sequence.last_token_at = now
                     self._ledger.settle(self.desk.sending.token_made(sequence, now), now)
+            case BlocksFilled() if sequence.peer is None:
+                pass  # a sibling stays here, by an earlier event of the same step
             case BlocksFilled():
                 leader = self._ledger.sequences.get(sequence.leader) if sequence.leader is not None else None
                 later = leader is not None and leader.peer is not None

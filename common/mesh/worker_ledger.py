@@ -11,7 +11,7 @@ from common.policy.transfer_time import TransferMeter
 from common.protocol.attempt_floor import AttemptFloors
 from common.protocol.messages import FrameEntry, SequenceNotice, StageSeconds
 from common.protocol.token_log import TokenLogs
-from common.values.ids import RequestId, SequenceKey
+from common.values.ids import RequestId, SequenceKey, WorkerId
 from common.values.tokens import DEADLINE_CODE, Ending, NewTokens
 
 
@@ -70,6 +70,8 @@ class WorkerLedger:
     def settle(self, settled: Settled, now: float) -> None:
         """Record how hand-offs ended."""
         for sequence, settlement in settled:
+            if self.sequences.get(sequence.key) is not sequence:
+                continue  # handed back with a sibling
             match settlement:
                 case "moved":
                     self._observe(sequence, now)
@@ -80,10 +82,44 @@ class WorkerLedger:
                 case "dropped" | "released":
                     self.logs.forget(sequence.key)
                     del self.sequences[sequence.key]
-                case "kept" | "running":
+                case "kept":
+                    self._keep(sequence, now)
+                case "running":
                     sequence.log.state = "running"
                     sequence.leaves = False
             self._offer_followers(sequence.key, now)
+
+    def siblings(self, sequence: WorkerSequence) -> list[WorkerSequence]:
+        """The other choices of its request that are here."""
+        key, attempt = sequence.key, sequence.attempt
+        return [s for s in self.all() if s.key.request_id == key.request_id and s is not sequence and s.attempt == attempt]
+
+    def siblings_at(self, sequence: WorkerSequence) -> WorkerId | None:
+        """Where other choices of its attempt were handed with the right to emit."""
+        logs = [log for key, log in self.logs.of_request(sequence.key.request_id) if key != sequence.key]
+        return next((log.moved_to for log in logs if log.state == "moved" and log.attempt == sequence.attempt), None)
+
+    def _keep(self, sequence: WorkerSequence, now: float) -> None:
+        """Choices decode on one worker of an attempt at a time, so that a request which takes workers down takes one. Where
+        siblings decode elsewhere, it goes back to its gateway; else they stay here too."""
+        elsewhere = self.siblings_at(sequence)
+        if elsewhere is not None:
+            self.hand_back(sequence, now, siblings_at=elsewhere)
+            return
+        sequence.log.state = "running"
+        sequence.leaves = False
+        for sibling in self.siblings(sequence):
+            self.settle(self._desk.sending.take_back(sibling), now)
+
+    def hand_back(self, sequence: WorkerSequence, now: float, *, siblings_at: WorkerId | None = None) -> None:
+        """Its gateway is to place the request again. Of its choices nothing stays here but what was handed on."""
+        self.notify(sequence, notice_of(sequence, "handed_back", siblings_at))
+        parts = [sequence, *(s for s in self.siblings(sequence) if s.log.state != "moved")]
+        for part in parts:
+            part.awaits_offer = False
+        for part in parts:
+            self.counters.ended["handed_back"] += 1
+            self.give_up(part, now)
 
     def _observe(self, sequence: WorkerSequence, now: float) -> None:
         """Who waited for room at the peer does not say how long a transfer takes."""

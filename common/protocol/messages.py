@@ -142,8 +142,8 @@ NoticeKind = Literal["suspect", "cleared", "moved", "handed_back"]
 
 class SequenceNotice(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway should know of a sequence before its next token. `suspect`: the worker is about to run it, alone among
-    suspects; `cleared`: it does so no more, without a token. `moved`: it was handed to `moved_to`. `handed_back`: the worker
-    drains and has dropped it, place it again."""
+    suspects; `cleared`: it does so no more, without a token. `moved`: it was handed to `moved_to`. `handed_back`: the worker has
+    dropped it, place it again: it drains, or choices of the same request decode at `moved_to`."""
 
     request_id: str
     choice: int

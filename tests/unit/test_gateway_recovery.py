@@ -203,6 +203,48 @@ def test_what_is_handed_back_is_placed_elsewhere_and_what_has_moved_is_asked_the
     assert d.dispatches() == []
 
 
+def test_choices_that_are_handed_back_join_the_siblings_that_decode_elsewhere() -> None:
+    d = Driver()
+    d.know("p", role="prefill", peers=("d", "e"))
+    d.know("d", role="decode", peers=("p",))
+    d.start(choices=2)
+    d.answer("p", "accepted")
+    d.take()
+    for name in ("e", "f"):
+        d.know(name, role="decode", peers=("p",))
+    d.notice("p", "handed_back", choice=1, moved_to="d", now=0.1)
+    (again,) = [effect for effect in d.take() if isinstance(effect, SendDispatch)]
+    assert (again.worker, again.dispatch.decode_worker, len(again.dispatch.choices)) == ("d", None, 2)
+    assert not again.dispatch.suspect
+
+
+def test_who_was_lost_with_the_siblings_of_what_is_handed_back_is_the_first_loss() -> None:
+    """It may be back already, under a new incarnation: what it had is gone."""
+    d = Driver()
+    d.know("p", role="prefill", peers=("d",))
+    d.know("d", role="decode", peers=("p",))
+    d.start(choices=2)
+    d.answer("p", "accepted")
+    d.take()
+    d.know("d", 0.1, role="decode", peers=("p",), incarnation="2")
+    d.notice("p", "handed_back", choice=1, moved_to="d", now=0.2)
+    (again,) = [effect for effect in d.take() if isinstance(effect, SendDispatch)]
+    assert again.dispatch.suspect
+    assert d.core.counters["workers_lost"] == 1
+
+
+def test_a_move_that_is_heard_late_was_to_the_life_that_was_placed_there() -> None:
+    d = Driver()
+    d.know("p", role="prefill", peers=("d",))
+    d.know("d", role="decode", peers=("p",))
+    d.start()
+    d.answer("p", "accepted")
+    d.know("d", 0.1, role="decode", peers=("p",), incarnation="2")
+    d.notice("p", "moved", moved_to="d", now=0.2)
+    d.replay("d", "unknown", incarnation="2", now=0.3)
+    assert d.core.counters["workers_lost"] == 1
+
+
 def test_a_worker_that_serves_another_model_by_now_is_forgotten_and_the_request_placed_again() -> None:
     d = Driver()
     d.know("a")

@@ -3,13 +3,27 @@
 from random import Random
 
 import msgspec
+import pytest
 
 from common.mesh.engine_values import SequenceJob
 from common.mesh.sequence_engine import SequenceEngine
-from common.mesh.worker_effects import SendControl, SendTokens
+from common.mesh.worker_effects import SealBlocks, SendControl, SendNotices, SendTokens
 from common.policy.batching import StepLimits
 from common.policy.block_pool import BlockPool
-from common.protocol.messages import Cancel, ChoiceState, Dispatch, Held, Offer, Refuse, ReplayItem, pack_ids
+from common.protocol.messages import (
+    Accept,
+    Ack,
+    Cancel,
+    ChoiceState,
+    Dispatch,
+    Held,
+    Last,
+    Offer,
+    ReadyBlock,
+    Refuse,
+    ReplayItem,
+    pack_ids,
+)
 from common.simulation.shadow_kv import EOS, ShadowKv, ShadowStep
 from common.values.ids import ModelKey, RequestId, SequenceKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
@@ -188,6 +202,56 @@ def test_a_list_that_is_older_than_an_offer_does_not_end_it() -> None:
     assert not worker.core.desk.counters.settled
     worker.core.on_control(peer, Held(seen=2, sequences=[]), 0.0)
     assert worker.core.desk.counters.settled == {"kept": 1}
+
+
+def notices_where_the_peer_takes(accepted: set[int]) -> tuple[Node, list[tuple[str, int, str | None]]]:
+    """Three choices of a request are to be handed to a peer, which has room for those alone."""
+    worker, peer, notices = node(), WorkerId("q"), []
+    worker.core.on_peer_joined(peer)
+    worker.core.on_dispatch(msgspec.structs.replace(dispatch(1, choices=3), decode_worker="q"), 0.0)
+    for _ in range(12):
+        plan = worker.core.plan(0.0)
+        if plan is not None:
+            worker.step.submit(plan)
+            worker.core.on_step(worker.step.perform(), 0.0)
+        for effect in worker.core.take_effects():
+            match effect:
+                case SealBlocks():
+                    ready = [ReadyBlock(index=b.index, block=b.block, generation=1, checksum=b"") for b in effect.blocks]
+                    worker.core.on_sealed(effect.ticket, ready, 0.0)
+                case SendControl(message=Offer() as asked):
+                    worker.core.on_control(peer, answer_to(asked, accepted), 0.0)
+                case SendControl(message=Last() as last):
+                    ack = Ack(request_id="r", choice=last.choice, attempt=1, reservation=last.reservation)
+                    worker.core.on_control(peer, ack, 0.0)
+                case SendNotices():
+                    notices += [(notice.kind, notice.choice, notice.moved_to) for notice in effect.notices]
+                case _:
+                    pass
+    return worker, notices
+
+
+def answer_to(asked: Offer, accepted: set[int]) -> Accept | Refuse:
+    if asked.choice in accepted:
+        return Accept(
+            request_id="r", choice=asked.choice, attempt=1, number=asked.number, first_block=0, reservation=bytes([asked.choice])
+        )
+    return Refuse(request_id="r", choice=asked.choice, attempt=1, number=asked.number, reason="full")
+
+
+def test_what_cannot_follow_its_sibling_to_the_decode_worker_is_handed_back_and_never_decoded_here() -> None:
+    """Whatever the request does to workers, it does it to one of them."""
+    worker, notices = notices_where_the_peer_takes({0})
+    assert notices == [("handed_back", 1, "q")]
+    assert worker.core.idle
+    assert [state(worker, 1, choice) for choice in range(3)] == ["moved", "unknown", "unknown"]
+
+
+@pytest.mark.parametrize("accepted", [set[int](), {1}, {1, 2}])
+def test_where_the_first_choice_stays_its_siblings_stay(accepted: set[int]) -> None:
+    worker, notices = notices_where_the_peer_takes(accepted)
+    assert notices == []
+    assert [state(worker, 1, choice) for choice in range(3)] == ["ended"] * 3
 
 
 def test_room_goes_to_what_was_preempted_before_it_goes_to_imports() -> None:
