@@ -1,5 +1,5 @@
-"""Who emitted what, seen from outside: within an attempt each index leaves once, whoever emits; nothing leaves a worker
-after it has handled the cancel."""
+"""Who emitted what, seen from outside: within an attempt each index leaves once, whoever emits; the choices of a request decode
+on one worker; nothing leaves a worker after it has handled the cancel."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,11 +14,14 @@ _LogOf = Callable[[SequenceKey], SequenceLog | None]
 
 class EmissionLedger:
     """One per world. Not `exact`: a dispatch that arrives twice may run twice, and its tokens then leave twice. An attempt is
-    one owner's: two lives of gateways that own a request one after the other may give the same number to two placements."""
+    one owner's: two lives of gateways that own a request one after the other may give the same number to two placements.
+    `settled`: no worker leaves, so that nothing moves once it decodes."""
 
-    def __init__(self, *, exact: bool) -> None:
+    def __init__(self, *, exact: bool, settled: bool) -> None:
         self._exact = exact
+        self._settled = settled
         self._next: dict[_Stream, int] = {}
+        self._decodes: dict[tuple[str, int, Owner | None], WorkerId] = {}
         self._cancelled: dict[tuple[WorkerId, int, str], dict[int | None, int]] = {}
 
     def cancelled(self, worker: WorkerId, life: int, cancel: Cancel) -> None:
@@ -40,4 +43,8 @@ class EmissionLedger:
         following = self._next.get(stream, entry.new.first)
         if entry.new.first != following:
             raise InvariantBroken(f"{worker} emits index {entry.new.first} of {stream}, {following} is next")
+        if self._settled and stream in self._next and entry.new.tokens:
+            place = self._decodes.setdefault((entry.request_id, entry.attempt, owner), worker)
+            if place != worker:
+                raise InvariantBroken(f"{worker} decodes a choice of {stream}, of which others decode at {place}")
         self._next[stream] = following + len(entry.new.tokens)

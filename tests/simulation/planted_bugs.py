@@ -20,6 +20,7 @@ from common.mesh.receiving_desk import ReceivingDesk
 from common.mesh.request_store import RequestStore
 from common.mesh.sending_desk import SendingDesk
 from common.mesh.worker import WorkerCore
+from common.mesh.worker_ledger import WorkerLedger
 from common.policy.block_pool import BlockPool
 from common.protocol import stored_log
 from common.protocol.attempt_floor import AttemptFloors
@@ -132,6 +133,11 @@ def _read_replays(change: Callable[[Any], Any]) -> Change:
             original(probes, request, worker, changed, *rest)
 
     return (GatewayProbes, "_on_entry", on_entry)
+
+
+def _keep_without_siblings(ledger: WorkerLedger, sequence: Any, now: float) -> None:
+    sequence.log.state = "running"
+    sequence.leaves = False
 
 
 def _share_what_is_free() -> Change:
@@ -275,6 +281,11 @@ BUGS = (
         name="moved is not followed",
         changes=(_read_replays(lambda entry: msgspec.structs.replace(entry, moved_to=None)),),
         law="never quiet",
+    ),
+    Bug(
+        name="choices of a request decode anywhere",
+        changes=((WorkerLedger, "_keep", _keep_without_siblings),),
+        law="of which others decode at",
     ),
     Bug(name="a block has two owners", changes=(_share_what_is_free(),), law=""),
 )
