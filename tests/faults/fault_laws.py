@@ -3,13 +3,16 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+import httpx
 from redis.asyncio import Redis
 
 from tests.faults.fault_client import Record
 from tests.faults.fault_mesh import GATEWAYS, WORKERS, FaultMesh
 
+BOUND_EVERY_S = 0.5
 QUIET_WITHIN_S = 10.0
 _BUSY = ("segue_sequences_waiting", "segue_sequences_running", "segue_sequences_held", "segue_leases")
 
@@ -92,8 +95,24 @@ async def _still_owned(mesh: FaultMesh, name: str) -> list[str]:
     return [f"{name}: {owned:g} requests"] if owned else []
 
 
-async def watchdog_bound_s(mesh: FaultMesh) -> float:
-    return max([await mesh.metric(name, "segue_watchdog_lost_after_seconds") for name in GATEWAYS])
+async def highest_bound_s(mesh: FaultMesh, until: asyncio.Event) -> float:
+    """The watchdog's highest bound, as the gateways that answer state it from now on: it follows what it hears of the workers."""
+    highest = await _stated_bound_s(mesh)
+    while not until.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(until.wait(), BOUND_EVERY_S)
+        highest = max(highest, await _stated_bound_s(mesh))
+    return highest
+
+
+async def _stated_bound_s(mesh: FaultMesh) -> float:
+    """0 where no gateway answers in time: one may be dead or frozen."""
+    stated = [0.0]
+    for name in GATEWAYS:
+        with suppress(httpx.TransportError, TimeoutError):
+            async with asyncio.timeout(BOUND_EVERY_S):
+                stated.append(await mesh.metric(name, "segue_watchdog_lost_after_seconds"))
+    return max(stated)
 
 
 async def endless_keys(mesh: FaultMesh) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from itertools import groupby
 from tests.faults.fault import Fault
 from tests.faults.fault_cases import faults
 from tests.faults.fault_client import Record, requests, run
-from tests.faults.fault_laws import Outcome, endless_keys, left_behind, lost, watchdog_bound_s, wrong
+from tests.faults.fault_laws import Outcome, endless_keys, highest_bound_s, left_behind, lost, wrong
 from tests.faults.fault_mesh import WORKERS, FaultMesh, fault_mesh
 from tests.faults.two_hosts import why_not_two_hosts
 from tests.faults.world import REAL, SYNTHETIC, World
@@ -83,9 +83,13 @@ async def run_one(mesh: FaultMesh, fault: Fault) -> Outcome:
     down = mesh.taken_down()
     nonce = secrets.token_hex(4)
     records, undisturbed = _mix(fault.world, nonce), _mix(fault.world, nonce)
-    bound_s = await watchdog_bound_s(mesh)
     unmet = list(await fault.before(mesh)) if fault.before is not None else []
-    unmet += await _stream(mesh, records, fault)
+    streamed = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(highest_bound_s(mesh, streamed))
+        unmet += await _stream(mesh, records, fault)
+        streamed.set()
+    bound_s = watching.result()
     await mesh.whole()
     down = mesh.taken_down() - down
     if fault.stays_armed or any("=flip" in failpoint for _, failpoint in fault.armed):
