@@ -26,6 +26,9 @@ from common.runtime.dtype_agreement import DtypeAgreement
 from common.runtime.model_cards import publish_card, read_card
 from common.values.ids import GatewayId, Incarnation, RequestId
 from common.values.model_card import ModelCard
+from common.values.objectives import Speed
+from common.values.request_account import RequestAccount
+from common.values.request_class import WantedSpeed
 from common.values.sampling import SamplingParameters
 from common.values.tokens import Ending, NewTokens
 from services.gateway.openai.plan_record import PlanRecord, read_plan
@@ -80,6 +83,19 @@ FACTS = RequestFacts(
     keep_prompt=True,
     deadline_s=30.0,
     idempotency=MARK,
+)
+WANTED = WantedSpeed(request_class="quick", ttft_s=0.5, tpot_s=0.05, late="refuse", account="a")
+HASTY_FACTS = msgspec.structs.replace(FACTS, wanted=WANTED)
+ACCOUNT = RequestAccount(
+    request_class="quick",
+    placement="split",
+    ttft_s=0.5,
+    tpot_s=0.05,
+    best_effort=True,
+    gives_way=True,
+    predicted=Speed(ttft_s=0.25, tpot_s=0.0125),
+    had=Speed(ttft_s=0.375, tpot_s=0.015625),
+    stages={"prefill_queue": 0.125, "prefill": 0.25},
 )
 CARD = ModelCard(
     model=MODEL,
@@ -171,6 +187,9 @@ def _records() -> Iterator[tuple[str, dict[str, bytes]]]:
     yield "admitted", new
     yield "placed", placed
     yield "ended", {**placed, **ending_change("ended", seconds=seconds, tokens=9, error=None, keep_prompt=True)}
+    hasty = first_record(gateway=GatewayId("g"), epoch=2, prompt=(1, 2, 3), facts=HASTY_FACTS, created=1_700_000_000.25)
+    counted = ending_change("ended", seconds=seconds, tokens=9, error=None, keep_prompt=True, account=ACCOUNT)
+    yield "accounted", {**hasty, **attempt_change(3, "w", "d"), **counted}
     yield "failed", {**placed, **ending_change("failed", seconds=seconds, tokens=4, error=error, keep_prompt=False)}
 
 
