@@ -12,6 +12,8 @@ from typing import Literal, Protocol, assert_never
 from common.policy.step_time import DecodeTime, PrefillTime
 
 PlacementRule = Literal["least_seconds", "power_of_two", "join_shortest_queue", "round_robin", "random"]
+ALIKE = 1.05
+"""Predictions this near to the least are the same: measured step times differ by as much, and what is alike is to be spread."""
 
 
 class Draws(Protocol):
@@ -30,14 +32,17 @@ def choose_site(
     draws: Draws,
 ) -> int:
     """The index of the site that takes the request. `cost` is in seconds, `waiting` counts requests there, `turn` counts
-    choices so far. Ties go to the lower index. Only the costs that the rule needs are asked for."""
+    choices so far. By seconds, of sites alike the one with fewest requests. Ties go to the lower index. Only the costs that
+    the rule needs are asked for."""
     if sites < 1:
         raise ValueError("no site to choose from")
     if sites == 1:
         return 0
     match rule:
         case "least_seconds":
-            return min(range(sites), key=cost)
+            costs = [cost(site) for site in range(sites)]
+            near = ALIKE * min(costs)
+            return min((site for site in range(sites) if costs[site] <= near), key=waiting)
         case "power_of_two":
             one = draws.randrange(sites)
             other = (one + 1 + draws.randrange(sites - 1)) % sites

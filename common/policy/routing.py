@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from common.policy.placement import Draws, PlacementRule, choose_site
+from common.policy.placement import ALIKE, Draws, PlacementRule, choose_site
 from common.policy.site_questions import PlacedRequest, goes_beside, prompt_seconds, stays_here, stream_seconds
 from common.policy.worker_outlook import STEP_TOKENS, PendingLoad, WorkerOutlook
 from common.values.ids import WorkerId
@@ -77,6 +77,7 @@ def place(
         return None
     seconds = {o.worker: stream_seconds(o.time, o.load, request, room_tokens=o.room_tokens) for o in live}
     decodes = sorted((o for o in live if o.snapshot.role == "decode"), key=lambda o: (seconds[o.worker], -o.cached, o.worker))
+    decodes = _spread(decodes, seconds)
     candidates: list[Placement] = []
     for prompt in live:
         if prompt.snapshot.role == "both":
@@ -103,10 +104,19 @@ def place(
     return site
 
 
+def _spread(decodes: Sequence[WorkerOutlook], seconds: Mapping[WorkerId, float]) -> list[WorkerOutlook]:
+    """Those in the order of their seconds, but of those like the best the one with fewest requests first."""
+    if not decodes:
+        return []
+    near = ALIKE * seconds[decodes[0].worker]
+    alike = sum(seconds[o.worker] <= near for o in decodes)
+    return [*sorted(decodes[:alike], key=lambda o: (o.waiting, -o.cached)), *decodes[alike:]]
+
+
 def _partner(
     prompt: WorkerOutlook, decodes: Sequence[WorkerOutlook], seconds: Mapping[WorkerId, float], rules: PlacementRules, turn: Turn
 ) -> WorkerOutlook | None:
-    """Of the decode workers that it can pair with; `decodes` are in the order of their seconds."""
+    """Of the decode workers that it can pair with; `decodes` are in the order of preference."""
     pairing = (o for o in decodes if o.worker in prompt.snapshot.peers)
     if rules.rule == "least_seconds":
         return next(pairing, None)

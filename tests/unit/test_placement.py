@@ -34,6 +34,7 @@ def chosen(rule: PlacementRule, costs: list[float], waiting: list[int], turn: in
 def test_each_rule_looks_at_what_it_looks_at() -> None:
     costs, waiting = [3.0, 1.0, 2.0], [2, 5, 0]
     assert chosen("least_seconds", costs, waiting) == 1
+    assert chosen("least_seconds", [1.04, 1.0, 2.0], [2, 5, 0]) == 0, "alike, and fewer wait there"
     assert chosen("join_shortest_queue", costs, waiting) == 2
     assert [chosen("round_robin", costs, waiting, turn) for turn in range(4)] == [0, 1, 2, 0]
     assert {chosen("random", costs, waiting, seed=seed) for seed in range(30)} == {0, 1, 2}

@@ -13,6 +13,7 @@ from common.policy.site_questions import PlacedRequest
 from common.policy.worker_outlook import PendingLoad, outlook_of
 from common.values.ids import Incarnation, ModelKey, WorkerId
 from common.values.kv_layout import Fingerprint, KvLayout
+from common.values.step_coefficients import StepCoefficients
 from common.values.worker import WorkerSnapshot
 
 REQUEST = PlacedRequest(prompt_tokens=100, output_tokens=10.0, ttft_s=1.0, tpot_s=0.05)
@@ -108,6 +109,20 @@ def test_the_less_loaded_is_taken() -> None:
     assert where(P, snapshot("d", "decode", running=1, blocks_free=0), snapshot("e", "decode", running=3)) == ("p", "e")
     assert where(P, D, B) == ("b", None)
     assert where(P, D, snapshot("b", "both", queued_tokens=1000)) == ("p", "d")
+
+
+def test_of_workers_whose_steps_were_measured_nearly_alike_the_one_with_fewer_requests_is_taken() -> None:
+    def measured(name: str, role: str, slower: float, **changes: Any) -> WorkerSnapshot:
+        time = StepCoefficients(
+            prefill_base_s=0.01 * slower, prefill_per_token_s=1e-4 * slower, prefill_per_pair_s=0.0,
+            decode_base_s=0.01 * slower, decode_per_kv_token_s=0.0, decode_per_sequence_s=0.0,
+        )  # fmt: skip
+        return snapshot(name, role, step_time=time, **changes)
+
+    busy = {"running": 3, "decoding": 3}
+    assert where(P, measured("d", "decode", 1.0, **busy), measured("e", "decode", 1.04)) == ("p", "e")
+    assert where(P, measured("d", "decode", 1.0, **busy), measured("e", "decode", 1.2)) == ("p", "d")
+    assert where(measured("p", "prefill", 1.0, running=2), measured("q", "prefill", 1.04), D) == ("q", "d")
 
 
 def test_a_burst_between_two_snapshots_is_spread() -> None:
