@@ -202,7 +202,7 @@ class WorkerCore:
             elif log.state == "moved" and log.moved_to is not None:
                 message = ForwardedCancel(request_id=request, choice=key.choice, attempt=cancel.attempt, epoch=cancel.epoch)
                 self.desk.post.send(log.moved_to, message)
-                self._ledger.logs.forget(key)
+                self._ledger.forget(key, now)
         self._go_on(now)
 
     def on_replay(self, items: Iterable[ReplayItem], gateway: str = "", incarnation: str = "") -> list[ReplayEntry]:

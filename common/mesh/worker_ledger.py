@@ -95,7 +95,7 @@ class WorkerLedger:
         return [s for s in self.all() if s.key.request_id == key.request_id and s is not sequence and s.attempt == attempt]
 
     def siblings_at(self, sequence: WorkerSequence) -> WorkerId | None:
-        """Where other choices of its attempt were handed with the right to emit."""
+        """Where other choices of its attempt were handed with the right to emit, though they be cancelled since."""
         logs = [log for key, log in self.logs.of_request(sequence.key.request_id) if key != sequence.key]
         return next((log.moved_to for log in logs if log.state == "moved" and log.attempt == sequence.attempt), None)
 
@@ -139,8 +139,21 @@ class WorkerLedger:
     def give_up(self, sequence: WorkerSequence, now: float) -> None:
         self._desk.give_up(sequence)
         del self.sequences[sequence.key]
-        self.logs.forget(sequence.key)
+        self.forget(sequence.key, now)
         self._offer_followers(sequence.key, now)
+
+    def forget(self, key: SequenceKey, now: float) -> None:
+        """Nobody asks for what was cancelled. But where it was handed on, siblings that are still here must not decode here: nobody
+        knows when the peer hears of the cancel."""
+        log = self.logs.get(key)
+        if log is not None and log.state == "moved" and self._holds_another(key, log.attempt):
+            self.logs.close(key, "moved", now, moved_to=log.moved_to)
+        else:
+            self.logs.forget(key)
+
+    def _holds_another(self, key: SequenceKey, attempt: int) -> bool:
+        held = self.sequences.values()
+        return any(s.key.request_id == key.request_id and s.key != key and s.attempt == attempt for s in held)
 
     def end_overdue(self, now: float) -> None:
         """Past its deadline a sequence ends with whoever may emit its tokens; a landing is let go."""

@@ -204,8 +204,10 @@ def test_a_list_that_is_older_than_an_offer_does_not_end_it() -> None:
     assert worker.core.desk.counters.settled == {"kept": 1}
 
 
-def notices_where_the_peer_takes(accepted: set[int]) -> tuple[Node, list[tuple[str, int, str | None]]]:
-    """Three choices of a request are to be handed to a peer, which has room for those alone."""
+def notices_where_the_peer_takes(
+    accepted: set[int], *, cancelled: frozenset[int] = frozenset(), acks: bool = True
+) -> tuple[Node, list[tuple[str, int, str | None]]]:
+    """Three choices of a request are to be handed to a peer, which has room for those alone; some are cancelled there."""
     worker, peer, notices = node(), WorkerId("q"), []
     worker.core.on_peer_joined(peer)
     worker.core.on_dispatch(msgspec.structs.replace(dispatch(1, choices=3), decode_worker="q"), 0.0)
@@ -222,8 +224,11 @@ def notices_where_the_peer_takes(accepted: set[int]) -> tuple[Node, list[tuple[s
                 case SendControl(message=Offer() as asked):
                     worker.core.on_control(peer, answer_to(asked, accepted), 0.0)
                 case SendControl(message=Last() as last):
-                    ack = Ack(request_id="r", choice=last.choice, attempt=1, reservation=last.reservation)
-                    worker.core.on_control(peer, ack, 0.0)
+                    if acks:
+                        ack = Ack(request_id="r", choice=last.choice, attempt=1, reservation=last.reservation)
+                        worker.core.on_control(peer, ack, 0.0)
+                    if last.choice in cancelled:
+                        worker.core.on_cancel(Cancel(request_id="r", attempt=1, choices=[last.choice]), 0.0)
                 case SendNotices():
                     notices += [(notice.kind, notice.choice, notice.moved_to) for notice in effect.notices]
                 case _:
@@ -245,6 +250,21 @@ def test_what_cannot_follow_its_sibling_to_the_decode_worker_is_handed_back_and_
     assert notices == [("handed_back", 1, "q")]
     assert worker.core.idle
     assert [state(worker, 1, choice) for choice in range(3)] == ["moved", "unknown", "unknown"]
+
+
+@pytest.mark.parametrize("acks", [True, False])
+def test_a_sibling_that_was_cancelled_at_the_decode_worker_still_counts(acks: bool) -> None:
+    """It may decode there until the peer hears of the cancel."""
+    worker, notices = notices_where_the_peer_takes({0}, cancelled=frozenset({0}), acks=acks)
+    assert notices == [("handed_back", 1, "q")]
+    assert worker.core.idle
+
+
+def test_of_a_request_that_is_cancelled_as_a_whole_nothing_stays_known() -> None:
+    worker, _ = notices_where_the_peer_takes({0, 1, 2})
+    assert [state(worker, 1, choice) for choice in range(3)] == ["moved"] * 3
+    worker.core.on_cancel(Cancel(request_id="r", attempt=1), 0.0)
+    assert [state(worker, 1, choice) for choice in range(3)] == ["unknown"] * 3
 
 
 @pytest.mark.parametrize("accepted", [set[int](), {1}, {1, 2}])
