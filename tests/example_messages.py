@@ -101,6 +101,18 @@ INBOX: list[msgspec.Struct] = [
         expected_tokens=17,
     ),
     m.RoleChange(role="decode", decision=4),
+    m.Dispatch(
+        request_id="r",
+        attempt=3,
+        gateway="g",
+        incarnation="i",
+        model=MODEL,
+        prompt=m.pack_ids([1, 2]),
+        choices=[m.ChoiceState(choice=0, tokens=[5])],
+        sampling=SAMPLING,
+        suspect=True,
+        accepted_before=True,
+    ),
 ]
 CONTROL: list[msgspec.Struct] = [
     m.Hello(worker="w", incarnation="i", model=MODEL, fingerprint=FINGERPRINT, transport=b"t"),

@@ -121,7 +121,15 @@ class Driver:
         twins = [k for k, run in self.runs.items() if run.job.prompt == prompt and not imported]
         after = random.choice([None, *twins])
         hand_off = not imported and random.random() < 0.3
-        job = SequenceJob(key=key, prompt=prompt, sampling=sampling, given=given, hand_off=hand_off, after=after)
+        job = SequenceJob(
+            key=key,
+            prompt=prompt,
+            sampling=sampling,
+            given=given,
+            hand_off=hand_off,
+            after=after,
+            accepted_before=random.random() < 0.2,
+        )
         return job, Run(job=job, expected=expected, expected_ending=ending, tokens=list(given))
 
     def submit(self) -> None:
@@ -132,7 +140,8 @@ class Driver:
         if -(-positions // BLOCK) > self.pool.total:
             assert verdict == "never_fits"
         else:
-            assert verdict == ("full" if waiting >= self.max_waiting else "accepted")
+            bound = self.max_waiting * (2 if job.accepted_before else 1)
+            assert verdict == ("full" if waiting >= bound else "accepted")
         if verdict == "accepted":
             self.runs[job.key] = run
 

@@ -194,6 +194,7 @@ def _records() -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _entries() -> Iterator[tuple[str, bytes]]:
+    yield "taken_over", encode_entry(LogEntry(choice=1, attempt=2, writer="i", new=NEW, epoch=3))
     late = Ending(reason="error", error_code="deadline_exceeded", error_message="late")
     yield "whole", encode_entry(LogEntry(choice=1, attempt=2, writer="i", new=NEW))
     yield (

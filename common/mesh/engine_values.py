@@ -31,6 +31,7 @@ class SequenceJob:
     With `hand_off` the sequence stops after its first new token and waits to be kept, or released once it has moved.
     `after` names a sequence with the same prompt that is computed first: this one then finds its blocks in the prefix
     cache (n > 1 shares one prefill that way). A `suspect` gets blocks, but takes part in steps only once it is cleared.
+    What was `accepted_before` in the mesh may pass the bound of the queue.
     """
 
     key: SequenceKey
@@ -41,6 +42,7 @@ class SequenceJob:
     hand_off: bool = False
     after: SequenceKey | None = None
     suspect: bool = False
+    accepted_before: bool = False
     promise: Promise = Promise()
 
 

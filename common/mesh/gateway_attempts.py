@@ -223,6 +223,7 @@ class GatewayAttempts:
             best_effort=request.best_effort,
             gives_way=request.gives_way,
             expected_tokens=math.ceil(service.tokens_left(request)),
+            accepted_before=request.accepted,
         )
 
     def _wait(self, request: GatewayRequest, now: float, error: SegueError, *, retry_s: float) -> None:

@@ -43,7 +43,7 @@ class Placing:
             return "stale", "", ""
         if all(self._ledger.is_known(key, dispatch.attempt) for key in keys):
             return "accepted", "", ""
-        if self._evacuation.leaving or not self._engine.has_room_to_queue(len(keys)):
+        if self._evacuation.leaving or not self._engine.has_room_to_queue(len(keys), accepted_before=dispatch.accepted_before):
             return "full", "", ""
         return "accepted", "", ""
 
@@ -69,6 +69,7 @@ class Placing:
             hand_off=hand_off,
             after=None if state.tokens else leader,
             suspect=dispatch.suspect,
+            accepted_before=dispatch.accepted_before,
             promise=_promise(dispatch, now),
         )
         self._engine.submit(job, now)

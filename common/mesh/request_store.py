@@ -202,12 +202,16 @@ class RequestStore:
 
     async def _append(self, owned: RequestProgress, choices: Iterable[int], *, ttl_s: float) -> None:
         entries = [
-            encode_entry(LogEntry(choice=choice, attempt=owned.attempt, writer=self._incarnation, new=owned.choices[choice].whole()))
+            encode_entry(self._entry(owned, choice))
             for choice in choices
             if owned.choices[choice].tokens or owned.choices[choice].ending
         ]
         if entries:
             await self._store.append({self._names.log_key(owned.request_id): entries}, ttl_s=ttl_s)
+
+    def _entry(self, owned: RequestProgress, choice: int) -> LogEntry:
+        new = owned.choices[choice].whole()
+        return LogEntry(choice=choice, attempt=owned.attempt, writer=self._incarnation, new=new, epoch=owned.epoch)
 
 
 def recorded_error(error: SegueError | None) -> RecordedError | None:

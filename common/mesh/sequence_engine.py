@@ -31,6 +31,8 @@ from common.values.kv_layout import Fingerprint
 from common.values.step import SequenceStart, StepPlan, StepResult, StepRow
 
 STEPS_AHEAD = 2
+ACCEPTED_FACTOR = 2
+"""How many times the bound of the queue may wait here with those that a worker had accepted before."""
 
 
 class SequenceEngine:
@@ -76,8 +78,11 @@ class SequenceEngine:
 
     # ------------------------------------------------------------------ commands
 
-    def has_room_to_queue(self, sequences: int) -> bool:
-        return len(self._line) + sequences <= self._max_waiting
+    def has_room_to_queue(self, sequences: int, *, accepted_before: bool = False) -> bool:
+        """New requests leave the second half of the room to those that were accepted and lost their worker: these would
+        otherwise compete for each place with arrivals, and those of several choices would never find places enough at once."""
+        most = ACCEPTED_FACTOR * self._max_waiting if accepted_before else self._max_waiting
+        return len(self._line) + sequences <= most
 
     def can_ever_fit(self, prompt_tokens: int, max_tokens: int) -> bool:
         """Whether a sequence of that size could run to its end in an empty pool."""
@@ -95,7 +100,7 @@ class SequenceEngine:
             raise InvariantBroken(f"{job.key} is here already")
         if not self.can_ever_fit(len(job.prompt), job.sampling.max_tokens):
             return "never_fits"
-        if len(self._line) >= self._max_waiting:
+        if not self.has_room_to_queue(1, accepted_before=job.accepted_before):
             return "full"
         sequence = self._make(job, now, Phase.WAITING)
         self._sequences[job.key] = sequence

@@ -49,7 +49,8 @@ class Dispatch(Wire, frozen=True, kw_only=True, tag="dispatch"):
 
     `prompt` is None for a prompt that would pass the broker's message limit: the worker reads it in the request record.
     `salt` separates the prefix caches of tenants. `remaining_s` bounds the whole request. `epoch` rises with every change of
-    the request's gateway. A `suspect` was recovered from a lost worker: it is announced before it is run, one at a time.
+    the request's gateway. A `suspect` was recovered from a lost worker: it is announced before it is run, one at a time. What was
+    `accepted_before` by a worker is promised an end: it may pass the bound of the queue, itself within a bound.
 
     Objectives order the work and never its results: `ttft_left_s` until the first token is late, `tpot_s` between later ones.
     `best_effort` was admitted without a promise; `gives_way` is of a key that has had more than its share. `expected_tokens`:
@@ -74,6 +75,7 @@ class Dispatch(Wire, frozen=True, kw_only=True, tag="dispatch"):
     best_effort: bool = False
     gives_way: bool = False
     expected_tokens: Count | None = None
+    accepted_before: bool = False
 
 
 class Cancel(Wire, frozen=True, kw_only=True, tag="cancel"):

@@ -17,12 +17,13 @@ _Segment = tuple[int, int, str]
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """`writer` is the worker's incarnation."""
+    """`writer` is the incarnation of the worker, or of the gateway. `epoch` is that of the request's owner, as the writer knew it."""
 
     choice: int
     attempt: int
     writer: str
     new: NewTokens
+    epoch: int = 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class StoredChoice:
     """One choice as far as the log knows it. `logprobs` holds an entry or None for each token."""
 
     attempt: int
+    epoch: int = 0
     tokens: list[int] = field(default_factory=list)
     logprobs: list[PositionLogprobs | None] = field(default_factory=list)
     prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
@@ -65,7 +67,8 @@ def decode_entry(data: bytes) -> LogEntry:
 
 
 def assemble(entries: Iterable[LogEntry]) -> dict[int, StoredChoice]:
-    """By choice: the furthest gapless segment of its highest attempt.
+    """By choice: the furthest gapless segment of its highest attempt under its latest owner. A gateway that was taken over from and
+    does not know it yet may begin further attempts: they reach nobody, and what its successor wrote is what clients were given.
 
     Log-probabilities that a segment lacks, because its worker was given the tokens without them, come from others that hold
     the same tokens up to there.
@@ -73,7 +76,7 @@ def assemble(entries: Iterable[LogEntry]) -> dict[int, StoredChoice]:
     segments: dict[_Segment, StoredChoice] = {}
     for entry in entries:
         segment = segments.setdefault((entry.choice, entry.attempt, entry.writer), StoredChoice(attempt=entry.attempt))
-        _extend(segment, entry.new)
+        _extend(segment, entry)
     best: dict[int, StoredChoice] = {}
     for (choice, _, _), segment in segments.items():
         if choice not in best or _reach(segment) > _reach(best[choice]):
@@ -83,14 +86,16 @@ def assemble(entries: Iterable[LogEntry]) -> dict[int, StoredChoice]:
     return best
 
 
-def _reach(segment: StoredChoice) -> tuple[int, int, bool]:
-    return segment.attempt, len(segment.tokens), segment.ending is not None
+def _reach(segment: StoredChoice) -> tuple[int, int, int, bool]:
+    return segment.epoch, segment.attempt, len(segment.tokens), segment.ending is not None
 
 
-def _extend(segment: StoredChoice, new: NewTokens) -> None:
+def _extend(segment: StoredChoice, entry: LogEntry) -> None:
+    new = entry.new
     known = len(segment.tokens) - new.first
     if known < 0 or known > len(new.tokens):
         return  # a gap, until the segment begins again; or a repetition that says less
+    segment.epoch = max(segment.epoch, entry.epoch)
     segment.tokens.extend(new.tokens[known:])
     segment.logprobs.extend([None] * (len(segment.tokens) - len(segment.logprobs)))
     end = new.first + len(new.tokens)

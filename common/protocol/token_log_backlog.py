@@ -59,7 +59,13 @@ class TokenLogBacklog:
         """By request, in order."""
         lists: dict[RequestId, list[bytes]] = {}
         for part in parts:
-            entry = LogEntry(choice=part.key.choice, attempt=part.log.attempt, writer=self._incarnation, new=part.new)
+            entry = LogEntry(
+                choice=part.key.choice,
+                attempt=part.log.attempt,
+                writer=self._incarnation,
+                new=part.new,
+                epoch=part.log.owner.epoch,
+            )
             lists.setdefault(part.key.request_id, []).append(encode_entry(entry))
         return lists
 

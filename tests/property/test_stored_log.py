@@ -74,3 +74,19 @@ def test_a_lower_attempt_that_got_further_does_not_count() -> None:
     near = LogEntry(choice=0, attempt=2, writer="b", new=NewTokens(first=0, tokens=(1, 2)))
     assert assemble([far, near])[0].tokens == [1, 2]
     assert assemble([near, far])[0].tokens == [1, 2]
+
+
+def test_a_gateway_that_was_taken_over_from_spoils_nothing_with_a_later_attempt() -> None:
+    """It froze, another one ended the request, and it began an attempt when it woke up: whoever comes back reads the whole."""
+    whole = LogEntry(choice=0, attempt=1, writer="a", new=NewTokens(first=0, tokens=(1, 2, 3), ending=END), epoch=2)
+    stale = LogEntry(choice=0, attempt=2, writer="b", new=NewTokens(first=0, tokens=(1, 2)), epoch=1)
+    for entries in ([whole, stale], [stale, whole]):
+        found = assemble(decode_entry(encode_entry(entry)) for entry in entries)[0]
+        assert (found.tokens, found.ending) == ([1, 2, 3], END)
+
+
+def test_a_worker_goes_on_with_its_segment_under_another_owner() -> None:
+    before = LogEntry(choice=0, attempt=1, writer="a", new=NewTokens(first=0, tokens=(1, 2)), epoch=1)
+    after = LogEntry(choice=0, attempt=1, writer="a", new=NewTokens(first=2, tokens=(3,)), epoch=2)
+    stale = LogEntry(choice=0, attempt=2, writer="b", new=NewTokens(first=0, tokens=(1,)), epoch=1)
+    assert assemble([before, stale, after])[0].tokens == [1, 2, 3]

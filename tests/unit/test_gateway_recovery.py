@@ -387,6 +387,21 @@ def test_a_running_request_waits_while_every_queue_is_full() -> None:
     assert d.delivered() == [5, 6]
 
 
+def test_a_worker_is_told_whether_another_had_accepted_before() -> None:
+    """Only that passes the bound of its queue: a new request that was full elsewhere does not."""
+    d = Driver()
+    d.know("a")
+    d.know("b")
+    d.start()
+    told = [e.dispatch.accepted_before for e in d.take() if isinstance(e, SendDispatch)]
+    d.answer("a", "full")
+    told += [e.dispatch.accepted_before for e in d.take() if isinstance(e, SendDispatch)]
+    d.answer("b", "accepted", attempt=2)
+    d.replay("b", "unknown", attempt=2, now=1.0)
+    told += [e.dispatch.accepted_before for e in d.take() if isinstance(e, SendDispatch)]
+    assert told == [False, False, True]
+
+
 def test_a_running_request_does_not_wait_for_room_forever() -> None:
     d = Driver()
     d.started("a")

@@ -123,6 +123,18 @@ def test_what_cannot_be_served_is_refused_with_the_clients_code() -> None:
     assert [worker.core.idle, small.core.idle] == [True, True]
 
 
+def test_what_was_accepted_before_passes_a_full_queue_up_to_twice_its_bound() -> None:
+    worker = node()
+    for number in range(4):
+        worker.core.on_dispatch(dispatch(1, request=f"new{number}"), 0.0)
+    again = [msgspec.structs.replace(dispatch(2, request=f"again{number}", choices=3), accepted_before=True) for number in range(2)]
+    assert [worker.core.on_dispatch(each, 0.0).verdict for each in again] == ["accepted", "full"]
+    assert worker.core.load().waiting == 7
+    assert worker.core.on_dispatch(msgspec.structs.replace(dispatch(2), accepted_before=True), 0.0).verdict == "accepted"
+    assert worker.core.on_dispatch(dispatch(1, request="new"), 0.0).verdict == "full"
+    worker.core.check_invariants()
+
+
 def test_a_full_queue_and_a_draining_worker_say_full() -> None:
     worker = node()
     for number in range(4):
