@@ -15,7 +15,8 @@ _LogOf = Callable[[SequenceKey], SequenceLog | None]
 class EmissionLedger:
     """One per world. Not `exact`: a dispatch that arrives twice may run twice, and its tokens then leave twice. An attempt is
     one owner's: two lives of gateways that own a request one after the other may give the same number to two placements.
-    `settled`: no worker leaves, so that nothing moves once it decodes."""
+    `settled`: no worker leaves or takes another role (either moves what decodes there, one choice after the other), so that
+    nothing moves once it decodes."""
 
     def __init__(self, *, exact: bool, settled: bool) -> None:
         self._exact = exact

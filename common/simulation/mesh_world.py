@@ -48,7 +48,8 @@ class MeshWorld:
         self.strength = self.around.strength
         self.broker = SimulatedBroker(self.around)
         self.store = SimulatedStore(self.around)
-        self.ledger = EmissionLedger(exact=self.strength.message_twice == 0.0, settled=self.strength.drains == 0)
+        settled = self.strength.drains + self.strength.role_changes == 0
+        self.ledger = EmissionLedger(exact=self.strength.message_twice == 0.0, settled=settled)
         self.network = SimulatedConnections(self.around)
         self.workers: dict[WorkerId, SimulatedWorker] = {}
         self.gateways: dict[GatewayId, SimulatedGateway] = {}
