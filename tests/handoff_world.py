@@ -59,12 +59,21 @@ CALM = Weather()
 
 
 class HandoffWorld:
-    """`counts` says what happened, so that a test can assert that it tests what it should."""
+    """`counts` says what happened, so that a test can assert that it tests what it should. `audible`: workers are heard as often
+    as in a mesh, so that nobody takes a peer that is slow to answer for frozen."""
 
     def __init__(
-        self, random: Random, *, workers: int, weather: Weather = CALM, pool: tuple[int, int] = (6, 16), mixed: bool = False
+        self,
+        random: Random,
+        *,
+        workers: int,
+        weather: Weather = CALM,
+        pool: tuple[int, int] = (6, 16),
+        mixed: bool = False,
+        audible: bool = False,
     ) -> None:
         self.random = random
+        self.audible = audible
         self.weather = weather
         self.mixed = mixed
         self.now = 100.0
@@ -185,14 +194,17 @@ class HandoffWorld:
             return
         leaver = self.nodes[self.random.choice(staying)]
         self.counts["drain"] += 1
+        self.hear_each_other(leaver)
+        leaver.core.drain(self.now)
+        for node in self.nodes.values():
+            self.perform(node)
+
+    def hear_each_other(self, leaver: Node | None = None) -> None:
         for node in self.nodes.values():
             for other in self.nodes.values():
                 if other is not node:
                     state: WorkerState = "draining" if other is leaver or other.core.evacuation.leaving else "ready"
                     node.core.on_peer_snapshot(Snapshot(snapshot=other.snapshot(state, self.random.random())), self.now)
-        leaver.core.drain(self.now)
-        for node in self.nodes.values():
-            self.perform(node)
 
     def enabled(self) -> list[Callable[[], None]]:
         events: list[Callable[[], None]] = []
@@ -313,6 +325,8 @@ class HandoffWorld:
 
     def tick(self, seconds: float) -> None:
         self.now += seconds
+        if self.audible:
+            self.hear_each_other()
         for node in self.nodes.values():
             node.core.on_tick(self.now)
             self.perform(node)

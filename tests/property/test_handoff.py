@@ -73,7 +73,7 @@ def greedy(max_tokens: int = 6) -> SamplingParameters:
 
 
 def calm_pair(seed: int = 3) -> HandoffWorld:
-    return HandoffWorld(Random(seed), workers=2, pool=(64, 64))
+    return HandoffWorld(Random(seed), workers=2, pool=(64, 64), audible=True)
 
 
 def finish_calmly(world: HandoffWorld) -> None:
@@ -99,13 +99,9 @@ def test_the_second_identical_prompt_moves_at_most_one_block() -> None:
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_choices_share_one_transfer_in_any_schedule(seed: int) -> None:
-    """Or all stay, where nothing was heard of the peer for as long as an offer waits for one that is silent."""
     world = calm_pair(seed)
     request = world.add_request(PROMPT, greedy(), choices=3, worker="p", decode="d")
     finish_calmly(world)
-    if world.counts["Withdraw"]:
-        assert [choice.emitters for choice in request.choices.values()] == [["p"]] * 3
-        return
     assert world.counts["emitted_by_two"] == 3
     assert world.counts["pulled"] <= 6 + 2, "the followers' full blocks are known; only the last one is their own"
     assert [choice.emitters for choice in request.choices.values()] == [["p", "d"]] * 3
