@@ -10,9 +10,9 @@ from typing import Protocol
 
 from common.engine.machine_peaks import Clock
 from common.values.errors import SegueError
-from common.values.sampling import SamplingParameters
 from common.values.step import SequenceStart, StepPlan, StepResult, StepRow
 from tools.engine_variants import LoadedVariant
+from tools.probe_starts import probe_start
 
 OWN = "segue"
 """How the names of our own subjects begin."""
@@ -105,14 +105,7 @@ class EngineSubject:
 
     def _start(self, length: int) -> SequenceStart:
         self._handles += 1
-        return SequenceStart(
-            handle=self._handles,
-            choice=0,
-            prompt_length=length,
-            tokens=tuple(self._random.choices(range(self._vocab_size), k=length)),
-            sampling=SamplingParameters(max_tokens=1_000, seed=0, temperature=0.0, ignore_eos=True),
-            eos_token_ids=(),
-        )
+        return probe_start(self._handles, length, vocab_size=self._vocab_size, draws=self._random)
 
     def _timed(self, rows: tuple[StepRow, ...], starts: tuple[SequenceStart, ...] = ()) -> float:
         began = self._clock()

@@ -7,9 +7,9 @@ import random
 
 from common.ports.step_engine import StepEngine
 from common.values.errors import SegueError
-from common.values.sampling import SamplingParameters
 from common.values.step import SequenceStart, StepPlan, StepResult, StepRow
 from tools.calibration.step_shapes import ROOM_TOKENS, ChunkShape, MixedShape, RowsShape, StepShape
+from tools.probe_starts import probe_start
 
 STEPS = 3
 """Measured decode steps of one visit; one before them is not counted."""
@@ -72,14 +72,7 @@ class StepVisitor:
 
     def _start(self, length: int) -> SequenceStart:
         self._handles += 1
-        return SequenceStart(
-            handle=self._handles,
-            choice=0,
-            prompt_length=length,
-            tokens=tuple(self._random.choices(range(self._vocab_size), k=length)),
-            sampling=SamplingParameters(max_tokens=1_000, seed=0, temperature=0.0, ignore_eos=True),
-            eos_token_ids=(),
-        )
+        return probe_start(self._handles, length, vocab_size=self._vocab_size, draws=self._random)
 
     async def _execute(
         self, rows: tuple[StepRow, ...] = (), starts: tuple[SequenceStart, ...] = (), ends: tuple[int, ...] = ()
